@@ -1,0 +1,94 @@
+//! Who accepted a connection. Its socket tells only who ran in softirq when the handshake was done.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::bpf_get_current_task_btf,
+    macros::{fexit, tracepoint},
+    programs::{FExitContext, TracePointContext},
+};
+use tcptrace_ebpf::{Field, Header, Kind};
+
+use crate::{
+    kernel::{Probe, Read, Tuple, write_header},
+    output, select,
+};
+
+const IPPROTO_TCP: u16 = 6;
+
+/// `inet_csk_accept(struct sock *sk, int flags, int *err, bool kern)`, up to 6.9.
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn inet_csk_accept_4(ctx: FExitContext) -> i32 {
+    // SAFETY: the return value comes after the arguments; it is a socket or null.
+    unsafe { accepted(ctx.arg(4)) };
+    0
+}
+
+/// `inet_csk_accept(struct sock *sk, struct proto_accept_arg *arg)`, from 6.10.
+#[fexit(function = "inet_csk_accept")]
+pub(crate) fn inet_csk_accept_2(ctx: FExitContext) -> i32 {
+    // SAFETY: the return value comes after the arguments; it is a socket or null.
+    unsafe { accepted(ctx.arg(2)) };
+    0
+}
+
+/// `accept()` returned. Blind to io_uring and to 32-bit programs.
+#[tracepoint]
+pub(crate) fn sys_exit_accept(ctx: TracePointContext) -> i32 {
+    returned(&ctx);
+    0
+}
+
+/// `accept4()` returned. Blind to io_uring and to 32-bit programs.
+#[tracepoint]
+pub(crate) fn sys_exit_accept4(ctx: TracePointContext) -> i32 {
+    returned(&ctx);
+    0
+}
+
+/// Finds the socket behind the file descriptor that the call returned.
+#[inline(always)]
+fn returned(ctx: &TracePointContext) {
+    // SAFETY: `struct syscall_trace_exit` (kernel/trace/trace.h): an 8-byte head, the number, and
+    // `long ret` at 16; the same on every 64-bit kernel. The rest is read by helper.
+    unsafe {
+        let fd: i64 = core::ptr::read_volatile(ctx.as_ptr().cast::<u8>().add(16).cast());
+        if fd < 0 {
+            return;
+        }
+        let task: *const u8 = bpf_get_current_task_btf().cast();
+        let files: *const u8 = Probe::field(task, Field::TaskFiles);
+        let table: *const u8 = Probe::field(files, Field::FilesTable);
+        let fds: *const u8 = Probe::field(table, Field::TableFds);
+        let file: *const u8 = Probe::read(fds.add(fd as usize * size_of::<usize>()));
+        let socket: *const u8 = Probe::field(file, Field::FilePrivate);
+        accepted(Probe::field(socket, Field::SocketSock));
+    }
+}
+
+/// Writes that the current process got the socket at `sk`.
+#[inline(always)]
+unsafe fn accepted(sk: *const u8) {
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: a full socket; all reads are by helper.
+    unsafe {
+        let tuple = Tuple::read::<Probe>(sk, Probe::field(sk, Field::InetLocalPort));
+        let protocol: u16 = Probe::field(sk, Field::SkProtocol);
+        if !tuple.is_inet() || protocol != IPPROTO_TCP || !select::socket(&tuple, false) {
+            return;
+        }
+        let cookie: u64 = Probe::field(sk, Field::SkcCookie);
+        let Some(mut room) = output::reserve::<Header>() else {
+            return;
+        };
+        let record = room.as_mut_ptr();
+        write_header(record, Kind::Accept, cookie, &tuple);
+        let socket: *const u8 = Probe::field(sk, Field::SkSocket);
+        let file: *const u8 = Probe::field(socket, Field::SocketFile);
+        let inode: *const u8 = Probe::field(file, Field::FileInode);
+        let number: u64 = Probe::field(inode, Field::InodeNumber);
+        (*record).inode = number as u32;
+        room.submit();
+    }
+}

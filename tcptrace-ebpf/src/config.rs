@@ -1,0 +1,155 @@
+//! What the user side decides before the probes load. It lies in read-only memory, so the verifier
+//! sees constants and removes what is not used.
+
+/// Settings of the probes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Config {
+    /// `wanted[old]` has the bit of each new state whose transition is wanted.
+    pub wanted: [u16; 16],
+    /// Address wanted (local or remote), IPv4 as `::ffff:a.b.c.d`, already masked, in network byte order.
+    pub addr: [u32; 4],
+    /// Mask for [`addr`](Self::addr); all zero for any address.
+    pub addr_mask: [u32; 4],
+    /// Inode number of the network namespace wanted, 0 for any.
+    pub netns: u32,
+    /// 4 or 6: the family of the addresses wanted (`::ffff:a.b.c.d` is IPv4); 0 for any.
+    pub family: u32,
+    /// Local port wanted, 0 for any.
+    pub local_port: u32,
+    /// Remote port wanted, 0 for any.
+    pub remote_port: u32,
+    /// Port wanted on either side, 0 for any.
+    pub any_port: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// `TCP_TIMEWAIT_LEN` (60 s) in jiffies.
+    pub time_wait_jiffies: u64,
+    /// Address of `tw_timer_handler`, 0 when not known.
+    pub tw_timer_handler: u64,
+    /// Where the functions lie that tell why a timewait socket ends, by [`Caller`].
+    pub callers: [TextRange; Caller::COUNT],
+}
+
+impl Config {
+    /// Selects every socket, in every state.
+    pub const ALL: Self = Self {
+        wanted: [u16::MAX; 16],
+        addr: [0; 4],
+        addr_mask: [0; 4],
+        netns: 0,
+        family: 0,
+        local_port: 0,
+        remote_port: 0,
+        any_port: 0,
+        reserved: 0,
+        time_wait_jiffies: 0,
+        tw_timer_handler: 0,
+        callers: [TextRange { start: 0, end: 0 }; Caller::COUNT],
+    };
+}
+
+/// Part of the kernel's text. Both ends 0: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TextRange {
+    /// First address.
+    pub start: u64,
+    /// First address after it.
+    pub end: u64,
+}
+
+impl TextRange {
+    /// 1 if the kernel address `address` lies in it, else 0; 0 also for address 0.
+    ///
+    /// By subtraction: a comparison is a branch, the verifier follows both ways of each, and for eight
+    /// ranges at sixteen addresses 6.1 does not come to an end. A difference cannot overflow, because all
+    /// kernel addresses have the same highest bit.
+    #[inline(always)]
+    #[must_use]
+    pub const fn holds(self, address: u64) -> u8 {
+        let before_end = address.wrapping_sub(self.end);
+        let before_start = address.wrapping_sub(self.start);
+        ((before_end & !before_start) >> 63) as u8
+    }
+}
+
+/// A kernel function found on the stack when a timewait socket's timer is taken away before its
+/// time. It is direct evidence of why (function names checked on 6.1, 6.12, 6.18 and 7.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Caller {
+    /// `__inet_check_established`: a local `connect()` takes the address pair over.
+    Connect = 0,
+    /// `__inet6_check_established`: the same for IPv6.
+    Connect6 = 1,
+    /// `tcp_timewait_state_process`: a segment for this socket (a RST, unless the timer starts again).
+    Segment = 2,
+    /// `inet_twsk_purge`: the network namespace goes away.
+    Purge = 3,
+    /// `tcp_abort`: destroyed through `sock_diag` (`ss -K`).
+    Abort = 4,
+    /// `tcp_v4_rcv`: a segment; without [`Segment`](Self::Segment), a SYN that opens the pair anew.
+    Receive = 5,
+    /// `tcp_v6_rcv`: the same for IPv6.
+    Receive6 = 6,
+    /// `sock_diag_rcv_msg`: the same as [`Abort`](Self::Abort). Whether one or the other is still on the
+    /// stack depends on the compiler: each may end in a jump to what it calls last.
+    Destroy = 7,
+}
+
+impl Caller {
+    /// How many there are.
+    pub const COUNT: usize = 8;
+
+    /// All of them with the kernel's name of the function, in order.
+    pub const ALL: [(Self, &'static str); Self::COUNT] = [
+        (Self::Connect, "__inet_check_established"),
+        (Self::Connect6, "__inet6_check_established"),
+        (Self::Segment, "tcp_timewait_state_process"),
+        (Self::Purge, "inet_twsk_purge"),
+        (Self::Abort, "tcp_abort"),
+        (Self::Receive, "tcp_v4_rcv"),
+        (Self::Receive6, "tcp_v6_rcv"),
+        (Self::Destroy, "sock_diag_rcv_msg"),
+    ];
+
+    /// This function's bit in [`TimeWait::callers`](crate::TimeWait::callers).
+    #[must_use]
+    pub const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// Index into the per-CPU counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// Records that found no room in the ring buffer.
+    Lost = 0,
+    /// Transitions of MPTCP sockets (protocol 262), which are not covered.
+    Mptcp = 1,
+}
+
+impl Counter {
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_holds_its_first_address_and_not_its_end() {
+        let (start, end) = (0xffff_ffff_8200_89f0, 0xffff_ffff_8200_8ad0);
+        let range = TextRange { start, end };
+        assert_eq!([start, end - 1].map(|address| range.holds(address)), [1, 1]);
+        for outside in [0, start - 1, end, 0xffff_8000_0000_0000, u64::MAX] {
+            assert_eq!(range.holds(outside), 0, "{outside:x}");
+        }
+        for address in [0, start, u64::MAX] {
+            assert_eq!(TextRange::default().holds(address), 0, "{address:x}");
+        }
+    }
+}

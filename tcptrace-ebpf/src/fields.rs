@@ -1,0 +1,78 @@
+//! The kernel fields that the probes read. Their offsets differ from kernel to kernel; the user side
+//! looks them up in the running kernel's BTF and hands them over as constants.
+
+/// Offset of a field that the running kernel does not have.
+pub const MISSING: u32 = u32::MAX;
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct FieldSpec {
+    /// Where it is: a struct, then its members, as C writes them. A dot goes into a nested struct,
+    /// never through a pointer.
+    pub path: &'static str,
+    /// What is lost without it; `None`: nothing works without it.
+    pub without: Option<&'static str>,
+}
+
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident = $path:literal $(, without: $without:literal)?;)*) => {
+        /// A field of a kernel struct; its number is its place in [`FIELDS`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Field { $(#[doc = concat!("`", $path, "`")] $(#[$doc])* $name),* }
+
+        /// The table, in the order of [`Field`].
+        pub const FIELDS: [FieldSpec; FIELD_COUNT] = [$(FieldSpec {
+            path: $path,
+            without: fields!(@without $($without)?),
+        }),*];
+
+        /// How many fields there are.
+        pub const FIELD_COUNT: usize = [$($path),*].len();
+    };
+    (@without) => { None };
+    (@without $without:literal) => { Some($without) };
+}
+
+fields! {
+    SkcFamily = "sock_common.skc_family";
+    SkcRemotePort = "sock_common.skc_dport";
+    SkcBoundPort = "sock_common.skc_num";
+    SkcRemoteAddr = "sock_common.skc_daddr";
+    SkcLocalAddr = "sock_common.skc_rcv_saddr";
+    SkcRemoteAddr6 = "sock_common.skc_v6_daddr", without: "IPv6 addresses";
+    SkcLocalAddr6 = "sock_common.skc_v6_rcv_saddr", without: "IPv6 addresses";
+    SkcNet = "sock_common.skc_net.net";
+    SkcCookie = "sock_common.skc_cookie";
+    SkcReferences = "sock_common.skc_refcnt";
+    NetInode = "net.ns.inum";
+    SkProtocol = "sock.sk_protocol";
+    SkError = "sock.sk_err";
+    SkShutdown = "sock.sk_shutdown";
+    SkOwned = "sock.sk_lock.owned";
+    SkSocket = "sock.sk_socket";
+    SkCgroup = "sock.sk_cgrp_data.cgroup", without: "the container of a socket";
+    CgroupNode = "cgroup.kn", without: "the container of a socket";
+    NodeId = "kernfs_node.id", without: "the container of a socket";
+    InetLocalPort = "inet_sock.inet_sport";
+    TcpLinger2 = "tcp_sock.linger2", without: "TCP_LINGER2 below 0, which avoids TIME_WAIT";
+    SocketFile = "socket.file";
+    SocketSock = "socket.sk";
+    FileInode = "file.f_inode";
+    FilePrivate = "file.private_data";
+    InodeNumber = "inode.i_ino";
+    TaskLeader = "task_struct.group_leader";
+    TaskComm = "task_struct.comm";
+    TaskFlags = "task_struct.flags";
+    TaskStart = "task_struct.start_boottime";
+    TaskFiles = "task_struct.files";
+    FilesTable = "files_struct.fdt";
+    TableFds = "fdtable.fd";
+    TwSubstate = "inet_timewait_sock.tw_substate";
+    TwLocalPort = "inet_timewait_sock.tw_sport";
+    TwTimer = "inet_timewait_sock.tw_timer";
+    TwEntryStamp = "inet_timewait_sock.tw_entry_stamp", without: "when TIME_WAIT began, where only its timer tells (6.14 and later keep it)";
+    TwTimestamps = "tcp_timewait_sock.tw_ts_recent_stamp", without: "when TIME_WAIT began, where only its timer tells (6.14 and later keep it)";
+    TimerExpires = "timer_list.expires";
+    TimerFunction = "timer_list.function";
+}

@@ -1,0 +1,15 @@
+//! What the two sides of tcptrace share: the records that the probes write, the states in them,
+//! the settings that the user side fixes at load, and the table of kernel fields.
+//!
+//! Everything here has the same layout on both sides: `repr(C)`, no padding, host byte order.
+#![no_std]
+
+mod config;
+mod fields;
+mod record;
+mod state;
+
+pub use config::{Caller, Config, Counter, TextRange};
+pub use fields::{FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING};
+pub use record::{Flags, Header, Kind, TimeWait, Transition};
+pub use state::State;
