@@ -1,0 +1,51 @@
+//! What a person would otherwise have to remember: see `cargo xtask --help`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod build;
+mod command;
+mod demo;
+mod linker;
+mod lint;
+mod setup;
+mod test;
+
+/// Sets up, builds and tests tcptrace
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true
+)]
+enum Task {
+    /// Provide what a build needs: toolchain parts, and bpf-linker in `.tools`
+    Setup,
+    /// Set up, then build `target/release/tcptrace`
+    Build,
+    /// Set up and build, then show tcptrace on real traffic, in a network namespace made for it (half
+    /// a minute; needs root or sudo)
+    Demo(demo::Options),
+    /// Set up, then check formatting, lints and documentation, with every warning an error
+    Lint,
+    /// Set up, then run every test, those against the real kernel as root
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Setup => setup::run(),
+        Task::Build => build::run().map(drop),
+        Task::Demo(options) => demo::run(options),
+        Task::Lint => lint::run(),
+        Task::Test(options) => test::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
