@@ -1,0 +1,293 @@
+//! Events in, connections out: the true TCP state machine of every socket, since when, and whose.
+//!
+//! The tracker is pure. It reads no clock and asks nobody: time comes with the events, and the same
+//! events give the same [facts](Fact), live or from a file.
+
+mod change;
+mod fact;
+mod listeners;
+mod lives;
+mod look;
+mod owner;
+mod time_wait;
+mod unnamed;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use tcptrace_ebpf::State;
+
+use crate::{
+    container,
+    event::{Event, Probes, Socket, Start},
+    select::{self, Selection, Sockets},
+};
+
+use time_wait::{Clocks, Life};
+
+pub use fact::{Change, Fact, Needs, Running, TimeWaitEnd};
+pub use look::MISSES;
+pub use owner::{Owner, Via};
+pub use time_wait::{Ending, TIME_WAIT_SECONDS};
+
+/// A full socket.
+#[derive(Clone, Debug)]
+struct Connection {
+    socket: Socket,
+    state: State,
+    /// When it entered the state; `None` when that was not seen.
+    since: Option<u64>,
+    owner: Option<Owner>,
+    cgroup: u64,
+    /// Its change to SYN_SENT was kept back until its local port shows whether it was asked for.
+    kept_back: bool,
+    /// Port and error that are left from the connection before on the same socket.
+    stale: Option<(u16, u32)>,
+    /// The last look that showed it, or could not have: see [`Looks`](look::Looks).
+    seen: u32,
+    /// Last event that told of it.
+    last: u64,
+    /// The state it was closed from, if the kernel said so but a timewait socket may have taken over.
+    closed_from: Option<State>,
+}
+
+/// When so many cgroups are known, those that no socket is in are forgotten.
+const MOST_CGROUPS: usize = 1 << 17;
+
+/// A timewait socket's identity. The cookie alone will not do: a socket that is shut down, finishes, and
+/// connects again leaves timewait sockets of one cookie behind.
+type TimeWaitKey = (u64, u16, u16);
+
+const fn key(socket: &Socket) -> TimeWaitKey {
+    (
+        socket.cookie,
+        socket.tuple.local_port,
+        socket.tuple.remote_port,
+    )
+}
+
+/// See the [module](self).
+pub struct Tracker {
+    selection: Selection,
+    /// What a recording was limited to, beyond that.
+    recorded: Option<Sockets>,
+    clocks: Clocks,
+    time_wait_probes: Probes,
+    connections: HashMap<u64, Connection>,
+    /// Children that have not shown who they are.
+    unnamed: unnamed::Children,
+    /// Listeners by namespace and port.
+    listeners: HashMap<(u32, u16), Vec<u64>>,
+    time_waits: HashMap<TimeWaitKey, Life>,
+    /// How many of them are in FIN_WAIT2.
+    waiting: usize,
+    /// Closed sockets of which it is not known whether a timewait socket took over.
+    uncertain: usize,
+    /// Ends kept back, and until when, in order. One that has come to nothing stays until it is due.
+    pending: VecDeque<(u64, TimeWaitKey)>,
+    /// How many of them are without any evidence of how.
+    unexplained: usize,
+    /// Names of containers by cgroup id; `None`: in no container.
+    containers: HashMap<u64, Option<Box<str>>>,
+    /// By namespace: `TCPTimeWaitOverflow`, less what has been told of.
+    overflows: HashMap<u32, u64>,
+    /// Records were lost, and no look has shown since what exists.
+    gap: bool,
+    look: look::Looks,
+}
+
+impl Tracker {
+    /// A tracker that tells of what `selection` asks for.
+    #[must_use]
+    pub fn new(selection: Selection) -> Self {
+        Self {
+            selection,
+            recorded: None,
+            clocks: Clocks {
+                hz: 250,
+                boot_to_monotonic_ns: 0,
+            },
+            time_wait_probes: Probes::None,
+            connections: HashMap::new(),
+            unnamed: unnamed::Children::default(),
+            listeners: HashMap::new(),
+            time_waits: HashMap::new(),
+            waiting: 0,
+            uncertain: 0,
+            pending: VecDeque::new(),
+            unexplained: 0,
+            containers: HashMap::new(),
+            overflows: HashMap::new(),
+            gap: false,
+            look: look::Looks::default(),
+        }
+    }
+
+    /// Takes an event in, and tells what follows from it.
+    pub fn feed(&mut self, event: &Event, tell: &mut impl FnMut(Fact<'_>)) {
+        match event {
+            Event::Start(start) => self.start(start),
+            Event::Transition(transition) => {
+                self.advance(transition.time, tell);
+                self.transition(transition, tell);
+            }
+            Event::Accept(accept) => {
+                if let Some(connection) = self.connections.get_mut(&accept.socket.cookie) {
+                    connection.owner = Some(Owner::caller(&accept.task, Via::Accept));
+                    connection.last = accept.time;
+                }
+            }
+            Event::TimeWaitArmed(record) => {
+                self.advance(record.time, tell);
+                self.armed(record, tell);
+            }
+            Event::TimeWaitDone(record) => {
+                self.advance(record.time, tell);
+                self.done(record, tell);
+            }
+            Event::Look(look) => self.begin_look(*look),
+            Event::Socket(row) => self.row(row, tell),
+            Event::Holder(holder) => self.holder(holder),
+            Event::LookEnd { time, netns } => self.end_look(*time, netns, tell),
+            Event::Overflow { netns, count, .. } => self.overflow(*netns, *count),
+            Event::Cgroup { id, path } => self.cgroup(*id, path),
+            Event::Lost(lost) => {
+                self.gap = true;
+                self.look.loss();
+                tell(Fact::Lost(*lost));
+            }
+            Event::Clock {
+                boot_to_monotonic_ns,
+                ..
+            } => self.clocks.boot_to_monotonic_ns = *boot_to_monotonic_ns,
+            Event::Tick { time } => self.advance(*time, tell),
+            // What is kept back is as true as it will ever be.
+            Event::End(_) => self.advance(u64::MAX, tell),
+        }
+    }
+
+    /// What would help to go on.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        Needs {
+            tick_by: self.pending.front().map(|(due, _)| *due),
+            time_wait_look: self.selection.needs_time_wait()
+                && match self.time_wait_probes {
+                    Probes::Functions => false,
+                    Probes::Tracepoints => self.waiting > 0,
+                    Probes::None => self.uncertain + self.time_waits.len() > 0,
+                },
+        }
+    }
+
+    /// Timewait sockets that exist now and were asked for, in no order.
+    pub fn running(&self) -> impl Iterator<Item = Running<'_>> {
+        self.time_waits.values().filter_map(|life| {
+            let container = self.container(life.cgroup);
+            self.selection
+                .owner(life.owner.as_ref(), container)
+                .then(|| Running {
+                    socket: life.socket,
+                    owner: life.owner,
+                    container,
+                    state: life.state(),
+                    since: life
+                        .entered
+                        .map(|entry| entry.time)
+                        .or(life.fin_wait2)
+                        .or(life.opened),
+                })
+        })
+    }
+
+    /// How many sockets it keeps: connections, listeners, and timewait sockets.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.connections.len() + self.time_waits.len()
+    }
+
+    /// Whether it keeps none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn start(&mut self, start: &Start) {
+        self.clocks = Clocks {
+            hz: start.hz.max(1),
+            boot_to_monotonic_ns: start.boot_to_monotonic_ns,
+        };
+        self.time_wait_probes = start.time_wait;
+        if start.sockets != self.selection.sockets {
+            self.recorded = Some(start.sockets.clone());
+        }
+    }
+
+    pub(super) fn verdict(&self, socket: &Socket) -> select::Verdict {
+        let verdict = self.selection.sockets.socket(socket);
+        match &self.recorded {
+            Some(recorded) => verdict.min(recorded.socket(socket)),
+            None => verdict,
+        }
+    }
+
+    fn cgroup(&mut self, id: u64, path: &str) {
+        if self.containers.len() >= MOST_CGROUPS {
+            let lives = self.time_waits.values().map(|life| life.cgroup);
+            let used: HashSet<u64> = self
+                .connections
+                .values()
+                .map(|connection| connection.cgroup)
+                .chain(lives)
+                .collect();
+            self.containers.retain(|id, _| used.contains(id));
+        }
+        let container = container::of_cgroup(path).map(Into::into);
+        self.containers.insert(id, container);
+    }
+
+    pub(super) fn container(&self, cgroup: u64) -> Option<&str> {
+        self.containers.get(&cgroup)?.as_deref()
+    }
+
+    /// Time has come to `now`: ends that were kept back until then are believed.
+    fn advance(&mut self, now: u64, tell: &mut impl FnMut(Fact<'_>)) {
+        while let Some((due, key)) = self.pending.front().copied()
+            && due <= now
+        {
+            self.pending.pop_front();
+            self.believe(key, due, tell);
+        }
+    }
+
+    pub(super) fn tell_change(
+        &self,
+        change: Change<'_>,
+        cgroup: u64,
+        tell: &mut impl FnMut(Fact<'_>),
+    ) {
+        let container = self.container(cgroup);
+        if self.selection.states(change.from, change.to)
+            && self.selection.owner(change.owner.as_ref(), container)
+        {
+            tell(Fact::Change(Change {
+                container,
+                ..change
+            }));
+        }
+    }
+
+    pub(super) fn tell_end(
+        &self,
+        end: TimeWaitEnd<'_>,
+        cgroup: u64,
+        tell: &mut impl FnMut(Fact<'_>),
+    ) {
+        let container = self.container(cgroup);
+        if self.selection.owner(end.owner.as_ref(), container) {
+            tell(Fact::TimeWaitEnd(TimeWaitEnd { container, ..end }));
+        }
+    }
+}
