@@ -1,0 +1,374 @@
+//! Events from the running kernel: records from the probes, looks at what exists, and what was lost.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
+
+use tcptrace_ebpf::{Counter, State};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, sleep_until},
+};
+
+use super::{cgroups::KnownCgroups, looks::Looks};
+use crate::{
+    event::{self, End, Event, Lost, SCHEMA, Scope, Start},
+    kernel::{
+        clock, netns,
+        probes::{self, Probes},
+    },
+    select::Sockets,
+    tracker::{MISSES, Needs},
+};
+
+/// A reader that has read something looks again after this time, and sleeps when it finds nothing.
+/// The probes wake it only for the first record after an empty spell.
+const DRAIN_EVERY: Duration = Duration::from_millis(20);
+/// How often losses and clocks are checked where nothing else happens.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How often, at most, it is looked whether orphans have come to TIME_WAIT.
+const TIME_WAIT_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// After so many records the others have their turn: output, losses, signals.
+const BATCH: usize = 16_384;
+/// Clocks that differ by less have not been set.
+const CLOCK_STEP_NS: i64 = 1_000_000;
+/// How many of the last timewait sockets are remembered, to tell a close that made none.
+const MADE: usize = 256;
+
+/// What to trace.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the probes do.
+    pub probes: probes::Settings,
+    /// Which sockets are asked for.
+    pub sockets: Sockets,
+    /// End after this time.
+    pub duration: Option<Duration>,
+}
+
+/// The running kernel.
+pub struct Live {
+    probes: Probes,
+    ready: AsyncFd<OwnedFd>,
+    options: Options,
+    end: Option<Instant>,
+    /// Records came in last time.
+    busy: bool,
+    next_check: Instant,
+    /// No look at everything before this.
+    next_look: Instant,
+    /// How many looks at everything it still takes to make up for losses.
+    looks_due: u32,
+    records: u64,
+    lost: u64,
+    missed: u64,
+    boot_to_utc_ns: i64,
+    boot_to_monotonic_ns: i64,
+    cgroups: KnownCgroups,
+    looks: Looks,
+    next_time_wait_look: Instant,
+    /// Cookies of the last timewait sockets made.
+    made: [u64; MADE],
+    made_at: usize,
+    /// Records that could not be read; there should be none.
+    malformed: u64,
+}
+
+/// Why [`Live::wait`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// There may be something to read.
+    Work,
+    /// It is over: a signal, or the time is up.
+    Stop,
+}
+
+impl Live {
+    /// Attaches the probes. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When this kernel, or this user, cannot trace.
+    pub fn start(options: Options) -> Result<Self, anyhow::Error> {
+        let probes = probes::load(&options.probes)?;
+        let ring = probes.records.as_fd().try_clone_to_owned()?;
+        // SAFETY: an owned descriptor stays open, and the same, for as long as it is registered.
+        let ready = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+        let now = Instant::now();
+        let looks = Looks::new(options.sockets.netns.clone());
+        Ok(Self {
+            probes,
+            ready,
+            end: options.duration.map(|duration| now + duration),
+            options,
+            busy: true,
+            next_check: now + CHECK_EVERY,
+            next_look: now,
+            looks_due: 0,
+            records: 0,
+            lost: 0,
+            missed: 0,
+            boot_to_utc_ns: clock::boot_to_utc_ns(),
+            boot_to_monotonic_ns: clock::boot_to_monotonic_ns(),
+            cgroups: KnownCgroups::open(),
+            looks,
+            next_time_wait_look: now,
+            made: [0; MADE],
+            made_at: 0,
+            malformed: 0,
+        })
+    }
+
+    /// What does not work here, a sentence each.
+    #[must_use]
+    pub fn degraded(&self) -> &[String] {
+        &self.probes.degraded
+    }
+
+    /// The loaded probes, to read their log.
+    pub fn ebpf(&mut self) -> &mut aya::Ebpf {
+        self.probes.ebpf()
+    }
+
+    /// The first events: how it is traced, and what exists already.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn begin(&mut self, each: &mut impl FnMut(&Event)) -> io::Result<Vec<String>> {
+        let read = |path| {
+            std::fs::read_to_string(path)
+                .unwrap_or_default()
+                .trim()
+                .into()
+        };
+        each(&Event::Start(Box::new(Start {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").into(),
+            time: clock::boot_ns(),
+            boot_to_utc_ns: self.boot_to_utc_ns,
+            boot_to_monotonic_ns: self.boot_to_monotonic_ns,
+            boot_id: read("/proc/sys/kernel/random/boot_id"),
+            host: read("/proc/sys/kernel/hostname"),
+            kernel: read("/proc/sys/kernel/osrelease"),
+            hz: clock::hz(),
+            netns: netns::own_inode().unwrap_or(0),
+            time_wait: self.probes.time_wait,
+            accept: self.probes.accept,
+            sockets: self.options.sockets.clone(),
+        })));
+        let unseen = self.look(Scope::All, each)?;
+        self.looks.begin_overflows(each);
+        Ok(unseen)
+    }
+
+    /// Waits until there may be something to do. `stop` ends it all.
+    pub async fn wait(&mut self, needs: Needs, stop: impl Future<Output = ()>) -> Wake {
+        let now = Instant::now();
+        let mut until = self.next_check;
+        if let Some(tick) = needs.tick_by {
+            let left = tick.saturating_sub(clock::boot_ns());
+            until = until.min(now + Duration::from_nanos(left));
+        }
+        if self.busy {
+            until = until.min(now + DRAIN_EVERY);
+        }
+        if let Some(end) = self.end {
+            until = until.min(end);
+        }
+        if self.looks_due > 0 {
+            until = until.min(self.next_look);
+        }
+        if needs.time_wait_look {
+            until = until.min(self.next_time_wait_look);
+        }
+        let busy = self.busy;
+        let readable = async {
+            if busy {
+                std::future::pending::<()>().await;
+            }
+            match self.ready.readable().await {
+                Ok(mut guard) => guard.clear_ready(),
+                // The runtime is shutting down.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stop => return Wake::Stop,
+            () = sleep_until(until) => {}
+            () = readable => {}
+        }
+        if self.end.is_some_and(|end| Instant::now() >= end) {
+            Wake::Stop
+        } else {
+            Wake::Work
+        }
+    }
+
+    /// Reads what has come, and sees to what is due.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn work(&mut self, needs: Needs, each: &mut impl FnMut(&Event)) -> io::Result<()> {
+        let now = clock::boot_ns();
+        let drained = self.drain(each);
+        self.busy = drained > 0;
+        let check = Instant::now() >= self.next_check;
+        if check || self.busy {
+            self.check_losses(each);
+        }
+        if check {
+            self.next_check = Instant::now() + CHECK_EVERY;
+            self.check_clocks(each);
+        }
+        if self.looks_due > 0 && Instant::now() >= self.next_look {
+            self.looks_due -= 1;
+            let began = Instant::now();
+            self.look(Scope::All, each)?;
+            // Looking must not become the work.
+            self.next_look = Instant::now() + (began.elapsed() * 10).max(CHECK_EVERY);
+        } else if needs.time_wait_look && Instant::now() >= self.next_time_wait_look {
+            let began = Instant::now();
+            let probed = self.probes.time_wait != event::Probes::None;
+            let scope = if probed {
+                Scope::Orphans
+            } else {
+                Scope::TimeWait
+            };
+            self.look(scope, each)?;
+            // Looking must not become the work.
+            self.next_time_wait_look =
+                Instant::now() + (began.elapsed() * 20).max(TIME_WAIT_LOOK_EVERY);
+        }
+        // With records left in the buffer, time has not come to now.
+        if drained < BATCH && (check || needs.tick_by.is_some_and(|tick| tick <= now)) {
+            each(&Event::Tick { time: now });
+        }
+        Ok(())
+    }
+
+    /// The last events.
+    pub fn finish(&mut self, each: &mut impl FnMut(&Event)) {
+        while self.drain(each) == BATCH {}
+        self.check_losses(each);
+        each(&Event::End(End {
+            time: clock::boot_ns(),
+            records: self.records,
+            lost: self.lost + self.missed + self.malformed,
+            mptcp: self.probes.count(Counter::Mptcp),
+        }));
+    }
+
+    /// Hands on what is in the ring buffer, but no more than a batch. Returns how many records.
+    fn drain(&mut self, each: &mut impl FnMut(&Event)) -> usize {
+        let mut count = 0;
+        let mut malformed = 0;
+        while count < BATCH
+            && let Some(decoded) = self.next_record()
+        {
+            count += 1;
+            match decoded {
+                Ok(event) => {
+                    self.before(&event, each);
+                    each(&event);
+                }
+                Err(error) => {
+                    malformed += 1;
+                    if self.malformed + malformed == 1 {
+                        eprintln!(
+                            "tcptrace: the probes wrote {error}: such records are left out and count as \
+                             lost; please report it"
+                        );
+                    }
+                }
+            }
+        }
+        self.records += count as u64 - malformed;
+        self.malformed += malformed;
+        count
+    }
+
+    fn next_record(&mut self) -> Option<Result<Event, event::DecodeError>> {
+        let record = self.probes.records.next()?;
+        Some(event::decode(&record))
+    }
+
+    /// What has to be known before an event can be understood.
+    fn before(&mut self, event: &Event, each: &mut impl FnMut(&Event)) {
+        match event {
+            Event::Transition(transition) => {
+                self.cgroups.resolve(transition.cgroup, each);
+                // A close that ought to have made a timewait socket and did not: were there too many?
+                if self.probes.time_wait != event::Probes::None
+                    && transition.new == State::Close
+                    && matches!(transition.old, State::FinWait2 | State::Closing)
+                    && transition.error == 0
+                    && !self.made.contains(&transition.socket.cookie)
+                {
+                    // Or was the record of it lost?
+                    self.check_losses(each);
+                    self.looks
+                        .overflow(transition.socket.netns, transition.time, each);
+                }
+            }
+            Event::TimeWaitArmed(record) => {
+                self.made[self.made_at % MADE] = record.socket.cookie;
+                self.made_at += 1;
+                let socket = &record.socket;
+                if record.substate == State::FinWait2 {
+                    self.looks.orphan(socket.netns, socket.cookie, record.time);
+                } else {
+                    self.looks.settled(socket.cookie);
+                }
+            }
+            Event::TimeWaitDone(record) => self.looks.settled(record.socket.cookie),
+            _ => {}
+        }
+    }
+
+    /// Looks at what exists. Returns what could not be looked at, a sentence each.
+    fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<String>> {
+        let looked = self.looks.look(scope, &mut |event| {
+            if let Event::Socket(row) = event {
+                self.cgroups.resolve(row.cgroup, each);
+            }
+            each(event);
+        })?;
+        // Records from before the look's end must come before its conclusions.
+        while self.drain(each) == BATCH {}
+        each(&Event::LookEnd {
+            time: clock::boot_ns(),
+            netns: looked.netns,
+        });
+        Ok(looked.unseen)
+    }
+
+    fn check_losses(&mut self, each: &mut impl FnMut(&Event)) {
+        let lost = self.probes.count(Counter::Lost);
+        let missed = self.probes.missed();
+        if lost > self.lost || missed > self.missed {
+            each(&Event::Lost(Lost {
+                time: clock::boot_ns(),
+                records: lost - self.lost,
+                missed: missed - self.missed,
+            }));
+            (self.lost, self.missed) = (lost, missed);
+            self.looks_due = MISSES;
+        }
+    }
+
+    fn check_clocks(&mut self, each: &mut impl FnMut(&Event)) {
+        let utc = clock::boot_to_utc_ns();
+        let monotonic = clock::boot_to_monotonic_ns();
+        if (utc - self.boot_to_utc_ns).abs() > CLOCK_STEP_NS
+            || (monotonic - self.boot_to_monotonic_ns).abs() > CLOCK_STEP_NS
+        {
+            (self.boot_to_utc_ns, self.boot_to_monotonic_ns) = (utc, monotonic);
+            each(&Event::Clock {
+                time: clock::boot_ns(),
+                boot_to_utc_ns: utc,
+                boot_to_monotonic_ns: monotonic,
+            });
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Where events come from: the running kernel, or a recording of it.
+
+mod cgroups;
+mod file;
+mod live;
+mod looks;
+
+pub use file::{Error as FileError, File};
+pub use live::{Live, Options, Wake};
