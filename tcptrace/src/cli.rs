@@ -1,0 +1,345 @@
+//! The command line, as it is typed.
+
+use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tcptrace_ebpf::State;
+
+use crate::{
+    event::Comm,
+    kernel::netns,
+    select::{Cidr, Selection, Sockets},
+};
+
+/// Every TCP transition as it happens, how long TIME_WAIT really lasts, and whose sockets they are.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  sudo tcptrace stream                      every transition, until Ctrl-C
+  sudo tcptrace stream --lport 443 -o json  of one service, as JSON lines
+  sudo tcptrace timewait --duration 2m      how long TIME_WAIT lasts, who makes it, how it ends
+  sudo tcptrace record trace.jsonl          keep everything for later
+  tcptrace stream --from trace.jsonl        ... and look at it, without root
+
+Exit status: 0 fine, 2 an error or a wrong option.";
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print every TCP transition as it happens
+    #[command(after_help = STREAM_EXAMPLES)]
+    Stream(Stream),
+    /// Measure how long TIME_WAIT really lasts, who makes it, and how it ends
+    #[command(after_help = TIMEWAIT_EXAMPLES)]
+    Timewait(Timewait),
+    /// Write what comes in to a file, for later
+    #[command(after_help = RECORD_EXAMPLES)]
+    Record(Record),
+}
+
+const STREAM_EXAMPLES: &str = "\
+Examples:
+  tcptrace stream --state CLOSE_WAIT          who is left alone by its peer, and who leaves
+  tcptrace stream --comm nginx --addr 10.0.0.0/8
+  tcptrace stream -o json | jq 'select(.error)'
+
+The columns are those of tcpstates: MS is the time spent in the state that was left. A `-` is
+something that is not known: no owner is ever guessed.";
+
+const TIMEWAIT_EXAMPLES: &str = "\
+Examples:
+  tcptrace timewait                    a live summary; Ctrl-C for the last one
+  tcptrace timewait --rport 5432       of connections to a database
+  tcptrace timewait -o json            a line for each TIME_WAIT that ends, then a summary
+
+TIME_WAIT lasts a minute: until the first has ended, those still running are shown with their age.";
+
+const RECORD_EXAMPLES: &str = "\
+Examples:
+  tcptrace record --duration 10m trace.jsonl
+  tcptrace record - | zstd > trace.jsonl.zst
+  zstdcat trace.jsonl.zst | tcptrace timewait --from -";
+
+/// `tcptrace stream`.
+#[derive(Debug, Args)]
+pub struct Stream {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) sockets: SocketFilters,
+    #[command(flatten)]
+    pub(crate) owners: OwnerFilters,
+    /// Only transitions from or to this state (CLOSE_WAIT or close-wait); may be given again
+    #[arg(long = "state", value_name = "STATE", value_parser = parse_state, help_heading = FILTERS)]
+    pub(crate) states: Vec<State>,
+}
+
+/// `tcptrace timewait`.
+#[derive(Debug, Args)]
+pub struct Timewait {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) sockets: SocketFilters,
+    #[command(flatten)]
+    pub(crate) owners: OwnerFilters,
+}
+
+/// `tcptrace record`.
+#[derive(Debug, Args)]
+pub struct Record {
+    /// Where to: a file, or - for standard output
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) live: LiveOptions,
+    #[command(flatten)]
+    pub(crate) sockets: SocketFilters,
+}
+
+/// Options of every command that shows something.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// How to print: text for people, json for programs (one object a line)
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub(crate) output: Format,
+    /// Read a recording instead of the kernel; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "buffer", "probe_log"])]
+    pub(crate) from: Option<PathBuf>,
+    /// No colours (also: set NO_COLOR). There are none anyway unless the output is a terminal
+    #[arg(long)]
+    pub(crate) no_color: bool,
+    #[command(flatten)]
+    pub(crate) live: LiveOptions,
+}
+
+/// Options of tracing itself.
+#[derive(Debug, Args)]
+pub(crate) struct LiveOptions {
+    /// End after this time: 30s, 5m, 1h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
+    /// Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds
+    /// 70,000 events: twenty milliseconds, the longest it waits, at three million a second
+    #[arg(long, value_name = "SIZE", value_parser = parse_buffer, default_value = "8M")]
+    pub(crate) buffer: u32,
+    /// Log what the probes themselves meet and cannot explain (for bug reports)
+    #[arg(long)]
+    pub(crate) probe_log: bool,
+}
+
+const FILTERS: &str = "Filters (all must fit; of one given several times, any)";
+
+/// Filters by what a socket is.
+#[derive(Debug, Args)]
+#[command(next_help_heading = FILTERS)]
+pub(crate) struct SocketFilters {
+    /// Port, local or remote
+    #[arg(long = "port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    ports: Vec<u16>,
+    /// Local port
+    #[arg(long = "lport", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    lports: Vec<u16>,
+    /// Remote port
+    #[arg(long = "rport", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    rports: Vec<u16>,
+    /// Address, local or remote, or a network: 10.0.0.7, 10.0.0.0/8, fe80::/10
+    #[arg(long = "addr", value_name = "CIDR", value_parser = parse_cidr)]
+    addrs: Vec<Cidr>,
+    /// Network namespace: a name of `ip netns`, a path, or an inode number
+    #[arg(long, value_name = "NETNS", value_parser = parse_netns)]
+    netns: Vec<u32>,
+    /// IPv4 only; IPv4 on an IPv6 socket is IPv4
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    ipv4: bool,
+    /// IPv6 only
+    #[arg(short = '6', long)]
+    ipv6: bool,
+}
+
+/// Filters by whose a socket is.
+#[derive(Debug, Args)]
+#[command(next_help_heading = FILTERS)]
+pub(crate) struct OwnerFilters {
+    /// Process that owns the socket
+    #[arg(long = "pid", value_name = "PID")]
+    pids: Vec<u32>,
+    /// Name of that process, as in /proc/PID/comm
+    #[arg(long = "comm", value_name = "NAME", value_parser = parse_comm)]
+    comms: Vec<Comm>,
+    /// Container the socket was made in: its name, or the beginning of its id
+    #[arg(long = "container", value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    containers: Vec<String>,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs: one object a line.
+    Json,
+}
+
+impl SocketFilters {
+    /// As the rest of the program wants it.
+    pub(crate) fn sockets(self) -> Sockets {
+        Sockets {
+            ports: self.ports,
+            local_ports: self.lports,
+            remote_ports: self.rports,
+            networks: self.addrs,
+            family: match (self.ipv4, self.ipv6) {
+                (true, _) => Some(4),
+                (_, true) => Some(6),
+                _ => None,
+            },
+            netns: self.netns,
+        }
+    }
+}
+
+impl OwnerFilters {
+    /// Together with the others.
+    pub(crate) fn selection(self, sockets: SocketFilters, states: Vec<State>) -> Selection {
+        Selection {
+            sockets: sockets.sockets(),
+            pids: self.pids,
+            comms: self.comms,
+            containers: self.containers,
+            states,
+        }
+    }
+}
+
+fn parse_state(text: &str) -> Result<State, String> {
+    let name = text.to_ascii_uppercase().replace('-', "_");
+    State::ALL
+        .into_iter()
+        .find(|state| state.name() == name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = State::ALL.iter().map(|state| state.name()).collect();
+            format!("no TCP state; they are {}", names.join(", "))
+        })
+}
+
+fn parse_comm(text: &str) -> Result<Comm, String> {
+    if text.is_empty() {
+        return Err("a process has a name".to_owned());
+    }
+    // The kernel keeps 15 bytes of a longer name.
+    Ok(Comm::new(text.as_bytes()))
+}
+
+fn parse_cidr(text: &str) -> Result<Cidr, String> {
+    let (addr, len) = match text.split_once('/') {
+        Some((addr, len)) => (addr, Some(len)),
+        None => (text, None),
+    };
+    let addr = IpAddr::from_str(addr)
+        .map_err(|_| "no IP address; give one like 10.0.0.7, 10.0.0.0/8 or fe80::/10".to_owned())?;
+    let most: u8 = if addr.is_ipv4() { 32 } else { 128 };
+    let len = match len {
+        None => Some(most),
+        Some(len) => len.parse().ok(),
+    };
+    len.and_then(|len| Cidr::new(addr, len))
+        .ok_or_else(|| format!("the prefix is a number from 0 to {most}"))
+}
+
+fn parse_netns(text: &str) -> Result<u32, String> {
+    netns::resolve(text).map_err(|error| error.to_string())
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a number with a unit: 500ms, 30s, 5m, 1h".to_owned();
+    let unit = text
+        .find(|char: char| !(char.is_ascii_digit() || char == '.'))
+        .ok_or_else(wrong)?;
+    let number: f64 = text[..unit].parse().map_err(|_| wrong())?;
+    let seconds = match &text[unit..] {
+        "ms" => number / 1000.0,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        "d" => number * 86_400.0,
+        _ => return Err(wrong()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+fn parse_buffer(text: &str) -> Result<u32, String> {
+    let wrong = || "a power of two from 4K to 1G: 256K, 8M, 64M".to_owned();
+    let (number, unit) = match text.find(|char: char| !char.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let factor = match unit.to_ascii_uppercase().as_str() {
+        "" => 1,
+        "K" | "KIB" => 1 << 10,
+        "M" | "MIB" => 1 << 20,
+        "G" | "GIB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    number
+        .checked_mul(factor)
+        .filter(|size| size.is_power_of_two() && (4096..=1 << 30).contains(size))
+        .and_then(|size| u32::try_from(size).ok())
+        .ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn states_are_taken_in_any_spelling() {
+        assert_eq!(parse_state("CLOSE_WAIT"), Ok(State::CloseWait));
+        assert_eq!(parse_state("close-wait"), Ok(State::CloseWait));
+        assert!(parse_state("closed").unwrap_err().contains("CLOSE_WAIT"));
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "5", "s", "-1s", "1 s", "1w", "1e9h"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn buffers_are_powers_of_two() {
+        assert_eq!(parse_buffer("4K"), Ok(4096));
+        assert_eq!(parse_buffer("8M"), Ok(8 << 20));
+        assert_eq!(parse_buffer("1g"), Ok(1 << 30));
+        for wrong in ["", "0", "1K", "5M", "2G", "M", "8X", "99999999999999999999"] {
+            assert!(parse_buffer(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        let ten = parse_cidr("10.1.2.3/8").unwrap();
+        assert!(ten.contains(&crate::event::address_bytes("10.200.0.1".parse().unwrap())));
+        assert!(!ten.contains(&crate::event::address_bytes("11.0.0.1".parse().unwrap())));
+        let six = parse_cidr("::/0").unwrap();
+        assert!(six.contains(&crate::event::address_bytes("fe80::1".parse().unwrap())));
+        for wrong in ["", "10.0.0.0/33", "10.0.0/8", "fe80::/129", "1.2.3.4/", "x"] {
+            assert!(parse_cidr(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! tcptrace: TCP state transitions, TIME_WAIT lifetimes and their owners, from the running kernel.
+//!
+//! Data goes one way: [`source`] (the kernel or a file) gives [events](event), the [`tracker`] makes
+//! [facts](tracker::Fact) of them, a [view](view::View) shows those.
+
+pub mod cli;
+pub mod container;
+pub mod event;
+pub mod json;
+pub mod kernel;
+pub mod output;
+mod probe_log;
+pub mod run;
+pub mod select;
+pub mod source;
+pub mod stream;
+pub mod timewait;
+pub mod tracker;
+pub mod view;

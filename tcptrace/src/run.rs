@@ -1,0 +1,293 @@
+//! Running a command: from the source through the tracker to the view.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    cli::{Cli, Command, Common, Format, LiveOptions, Record},
+    event::{End, Event},
+    kernel::probes,
+    output::Output,
+    select::Selection,
+    source::{self, Live, Wake},
+    stream, timewait,
+    tracker::{Needs, Tracker},
+    view::View,
+};
+
+/// A recording's facts are written when so many events have gathered.
+const FILE_BATCH: u32 = 4096;
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Anything that keeps it from doing that: one sentence with what, why, and how to fix it.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Stream(args) => {
+            let selection = args.owners.selection(args.sockets, args.states);
+            let out = Output::stdout(args.common.no_color);
+            match args.common.output {
+                Format::Json => show(&args.common, selection, stream::Json::new(out)),
+                Format::Text => show(&args.common, selection, stream::Text::new(out)),
+            }
+        }
+        Command::Timewait(args) => {
+            let selection = args.owners.selection(args.sockets, Vec::new());
+            let out = Output::stdout(args.common.no_color);
+            match args.common.output {
+                Format::Json => show(&args.common, selection, timewait::Json::new(out)),
+                Format::Text => show(&args.common, selection, timewait::Text::new(out)),
+            }
+        }
+        Command::Record(args) => record(args),
+    }
+}
+
+/// Whether the error is a reader that went away.
+#[must_use]
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Shows events, live or from a file.
+fn show(common: &Common, selection: Selection, mut view: impl View) -> Result<()> {
+    if let Some(path) = &common.from {
+        return replay(path, selection, &mut view);
+    }
+    let options = options(&common.live, &selection);
+    let mut tracker = Tracker::new(selection);
+    let mut now = 0;
+    let mut end = None;
+    live(&common.live, options, |step| match step {
+        Step::Event(event) => {
+            take(&mut tracker, &mut view, event, &mut now, &mut end);
+            Ok(())
+        }
+        Step::Needs(needs) => {
+            *needs = tracker.needs();
+            Ok(())
+        }
+        Step::Flush => match &end {
+            Some(end) => view.end(&tracker, end),
+            None => view.flush(&tracker, now),
+        }
+        .map_err(to_stdout),
+    })
+}
+
+/// Shows a recording.
+fn replay(path: &Path, selection: Selection, view: &mut impl View) -> Result<()> {
+    let mut file = source::File::open(path)?;
+    let mut tracker = Tracker::new(selection);
+    let mut now = 0;
+    let mut end = None;
+    let mut count = 0_u32;
+    let ended = loop {
+        match file.next_event() {
+            Ok(Some(event)) => take(&mut tracker, view, &event, &mut now, &mut end),
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+        count = count.wrapping_add(1);
+        if count.is_multiple_of(FILE_BATCH) {
+            view.flush(&tracker, now).map_err(to_stdout)?;
+        }
+    };
+    // A recording that was cut off ends where it was cut off.
+    let end = end.unwrap_or(End {
+        time: now,
+        records: 0,
+        lost: 0,
+        mptcp: 0,
+    });
+    if ended.is_ok() || count > 0 {
+        view.end(&tracker, &end).map_err(to_stdout)?;
+    }
+    Ok(ended?)
+}
+
+/// What a write to standard output failed for, and what to do.
+fn to_stdout(error: io::Error) -> io::Error {
+    let what = format!("cannot write to standard output: {error}; make room, or send it elsewhere");
+    io::Error::new(error.kind(), what)
+}
+
+/// An event, through the tracker, to the view.
+fn take(
+    tracker: &mut Tracker,
+    view: &mut impl View,
+    event: &Event,
+    now: &mut u64,
+    end: &mut Option<End>,
+) {
+    match event {
+        Event::Start(start) => view.clock(start.time, start.boot_to_utc_ns),
+        Event::Clock {
+            time,
+            boot_to_utc_ns,
+            ..
+        } => view.clock(*time, *boot_to_utc_ns),
+        Event::End(ended) => *end = Some(*ended),
+        _ => {}
+    }
+    *now = event.time().unwrap_or(0).max(*now);
+    tracker.feed(event, &mut |fact| view.fact(fact));
+}
+
+/// Writes events to a file.
+fn record(args: Record) -> Result<()> {
+    let selection = Selection {
+        sockets: args.sockets.sockets(),
+        ..Selection::default()
+    };
+    let name = args.file.display().to_string();
+    let options = options(&args.live, &selection);
+    // What the tracker needs decides when is looked again, so that a replay can tell as much.
+    let mut tracker = Tracker::new(selection);
+    // Made with the first event: a trace that cannot start does not cost an older recording.
+    let mut sink: Option<BufWriter<Box<dyn Write>>> = None;
+    let mut end = None;
+    let traced = live(&args.live, options, |step| match step {
+        Step::Event(event) => {
+            tracker.feed(event, &mut |_| {});
+            if let Event::End(ended) = event {
+                end = Some(*ended);
+            }
+            let sink = match &mut sink {
+                Some(sink) => sink,
+                None => sink.insert(create(&args.file)?),
+            };
+            serde_json::to_writer(&mut *sink, event)?;
+            sink.write_all(b"\n")
+        }
+        Step::Needs(needs) => {
+            *needs = tracker.needs();
+            Ok(())
+        }
+        Step::Flush => sink.as_mut().map_or(Ok(()), Write::flush),
+    });
+    match traced {
+        Err(error) if sink.is_some() => {
+            return Err(error.context(format!("the recording {name} is not complete")));
+        }
+        traced => traced?,
+    }
+    if let Some(end) = end {
+        eprintln!(
+            "tcptrace: {} records written to {name}, {} lost",
+            end.records, end.lost
+        );
+    }
+    Ok(())
+}
+
+/// Where a recording goes; `-` is standard output.
+fn create(path: &Path) -> io::Result<BufWriter<Box<dyn Write>>> {
+    let sink: Box<dyn Write> = if path == Path::new("-") {
+        Box::new(io::stdout())
+    } else {
+        let file = File::create(path).map_err(|error| {
+            let what = format!(
+                "cannot write the recording {}: {error}; give the path of a file that can be made",
+                path.display()
+            );
+            io::Error::new(error.kind(), what)
+        })?;
+        Box::new(file)
+    };
+    Ok(BufWriter::with_capacity(1 << 16, sink))
+}
+
+fn options(live: &LiveOptions, selection: &Selection) -> source::Options {
+    source::Options {
+        probes: probes::Settings {
+            config: selection.to_config(),
+            buffer: live.buffer,
+            time_wait: selection.needs_time_wait(),
+            log: live.probe_log,
+        },
+        sockets: selection.sockets.clone(),
+        duration: live.duration,
+    }
+}
+
+/// What the live loop asks of a command.
+enum Step<'a> {
+    /// Take this.
+    Event(&'a Event),
+    /// Say what is needed next.
+    Needs(&'a mut Needs),
+    /// Write what has gathered.
+    Flush,
+}
+
+/// Traces until a signal, or until the time is up.
+fn live(
+    args: &LiveOptions,
+    options: source::Options,
+    mut step: impl FnMut(Step<'_>) -> io::Result<()>,
+) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut live = Live::start(options)?;
+        if args.probe_log {
+            crate::probe_log::start(live.ebpf())?;
+        }
+        // The first error of the command ends it all; what it was is told at the end.
+        let mut failed = Ok(());
+        let mut each = |event: &Event| {
+            if failed.is_ok() {
+                failed = step(Step::Event(event));
+            }
+        };
+        let unseen = live
+            .begin(&mut each)
+            .context("cannot look at the sockets that exist")?;
+        for sentence in live.degraded().iter().chain(&unseen) {
+            eprintln!("tcptrace: {sentence}");
+        }
+        eprintln!("tcptrace: tracing");
+        loop {
+            failed?;
+            step(Step::Flush)?;
+            let mut needs = Needs::default();
+            step(Step::Needs(&mut needs))?;
+            let stop = async {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            };
+            let wake = live.wait(needs, stop).await;
+            failed = Ok(());
+            let mut each = |event: &Event| {
+                if failed.is_ok() {
+                    failed = step(Step::Event(event));
+                }
+            };
+            if wake == Wake::Stop {
+                live.finish(&mut each);
+                break;
+            }
+            live.work(needs, &mut each)?;
+        }
+        failed?;
+        Ok(step(Step::Flush)?)
+    })
+}
