@@ -1,0 +1,342 @@
+//! A process that makes TCP traffic on command.
+//!
+//! `fixture COMM PATH` names itself COMM, connects to the UNIX socket PATH and reads commands from it,
+//! one per line; each is answered by one line of JSON. It ends when the other side hangs up, so that
+//! nothing is left behind by a test that dies.
+
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    fs::File,
+    io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write},
+    mem::size_of,
+    net::SocketAddr,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    process::exit,
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+    sys::{
+        prctl,
+        signal::{SigHandler, Signal, signal},
+        socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    },
+    unistd::{ForkResult, fork, getpid},
+};
+use serde_json::{Value, json};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
+
+/// Why a command failed: the name of the errno, or a sentence about the command itself.
+struct Failure(String);
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self(match error.raw_os_error() {
+            Some(number) => format!("{:?}", Errno::from_raw(number)),
+            None => error.to_string(),
+        })
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Self {
+        Self(format!("{error:?}"))
+    }
+}
+
+type Answer = Result<Value, Failure>;
+
+/// The sockets of this process, by the name that the test gave them.
+#[derive(Default)]
+struct Sockets(HashMap<String, Socket>);
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(comm), Some(path)) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: fixture COMM PATH");
+        exit(2);
+    };
+    // A forked child that has ended needs no one to ask how.
+    // SAFETY: no handler function is installed.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }.expect("SIGCHLD can be ignored");
+    let code = serve(&mut Sockets::default(), &comm, &path);
+    exit(code);
+}
+
+/// Takes the name `comm` and obeys what comes from the UNIX socket at `path`. Returns the exit code.
+fn serve(sockets: &mut Sockets, comm: &str, path: &str) -> i32 {
+    name(comm);
+    let mut control = UnixStream::connect(path).expect("the test listens");
+    let reader = BufReader::new(control.try_clone().expect("a second handle"));
+    writeln!(control, "{}", json!({"pid": getpid().as_raw()})).expect("the test reads");
+    for line in reader.lines() {
+        let Ok(line) = line else { return 1 };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["exit", code] => return code.parse().expect("a number"),
+            ["fork", comm, path] => {
+                // SAFETY: this process has one thread; the child goes on like any program.
+                match unsafe { fork() }.expect("fork") {
+                    ForkResult::Child => exit(serve(sockets, comm, path)),
+                    ForkResult::Parent { child } => {
+                        let pid = child.as_raw();
+                        if writeln!(control, "{}", json!({"pid": pid})).is_err() {
+                            return 1;
+                        }
+                        continue;
+                    }
+                }
+            }
+            _ => {}
+        }
+        let answer = match sockets.obey(&words) {
+            Ok(answer) => answer,
+            Err(Failure(error)) => json!({"error": error}),
+        };
+        if writeln!(control, "{answer}").is_err() {
+            return 1;
+        }
+    }
+    0
+}
+
+/// Names the calling thread; for the first thread that is the process's `comm`.
+fn name(comm: &str) {
+    let comm = CString::new(comm).expect("no zero byte");
+    prctl::set_name(&comm).expect("a name");
+}
+
+impl Sockets {
+    fn obey(&mut self, words: &[&str]) -> Answer {
+        match *words {
+            // Listens; port 0 lets the kernel choose.
+            ["listen", name, address, backlog] => {
+                let socket = bound(address.parse().expect("an address"))?;
+                socket.listen(backlog.parse().expect("a number"))?;
+                let local = address_of(&socket.local_addr()?);
+                self.add(name, socket);
+                Ok(json!({"local": local}))
+            }
+            // Takes a local address for a later `connect` of the same name.
+            ["bind", name, address] => {
+                let socket = bound(address.parse().expect("an address"))?;
+                let local = address_of(&socket.local_addr()?);
+                self.add(name, socket);
+                Ok(json!({"local": local}))
+            }
+            ["connect", name, address] => {
+                let address: SocketAddr = address.parse().expect("an address");
+                let socket = match self.0.remove(name) {
+                    Some(socket) => socket,
+                    None => Socket::new(Domain::for_address(address), Type::STREAM, None)?,
+                };
+                // Its TIME_WAIT may then be taken over by a socket that asks for the same port.
+                socket.set_reuse_address(true)?;
+                socket.connect(&address.into())?;
+                self.pair(name, socket)
+            }
+            // Takes a connection off its socket, which can then connect again: connect(AF_UNSPEC).
+            ["disconnect", name] => {
+                let nowhere = libc::sockaddr {
+                    sa_family: libc::AF_UNSPEC as u16,
+                    sa_data: [0; 14],
+                };
+                // SAFETY: a whole address that outlives the call.
+                let result = unsafe {
+                    libc::connect(
+                        self.get(name)?.as_raw_fd(),
+                        &raw const nowhere,
+                        size_of_val(&nowhere) as u32,
+                    )
+                };
+                Errno::result(result)?;
+                Ok(json!({}))
+            }
+            ["accept", listener, name] => {
+                let (socket, _) = self.get(listener)?.accept()?;
+                self.pair(name, socket)
+            }
+            ["write", name, bytes] => {
+                let bytes = vec![b'x'; bytes.parse().expect("a number")];
+                Ok(json!({"bytes": self.get(name)?.write(&bytes)?}))
+            }
+            // One read; 0 bytes are the end of file.
+            ["read", name] => Ok(json!({"bytes": self.get(name)?.read(&mut [0; 65536])?})),
+            ["shutdown", name] => {
+                self.get(name)?.shutdown(std::net::Shutdown::Write)?;
+                Ok(json!({}))
+            }
+            ["close", name] => {
+                drop(self.take(name)?);
+                Ok(json!({}))
+            }
+            // Closes with a RST.
+            ["reset", name] => {
+                let socket = self.take(name)?;
+                socket.set_linger(Some(Duration::ZERO))?;
+                Ok(json!({}))
+            }
+            // The time an orphan stays in FIN_WAIT2; below 0, not at all.
+            ["linger2", name, seconds] => {
+                let seconds: i32 = seconds.parse().expect("a number");
+                // SAFETY: the option's value is an int that outlives the call.
+                let result = unsafe {
+                    libc::setsockopt(
+                        self.get(name)?.as_raw_fd(),
+                        libc::IPPROTO_TCP,
+                        libc::TCP_LINGER2,
+                        (&raw const seconds).cast(),
+                        size_of::<i32>() as u32,
+                    )
+                };
+                Errno::result(result)?;
+                Ok(json!({}))
+            }
+            // Gives up on unacknowledged data after this time.
+            ["user-timeout", name, milliseconds] => {
+                let timeout = Duration::from_millis(milliseconds.parse().expect("a number"));
+                self.get(name)?.set_tcp_user_timeout(Some(timeout))?;
+                Ok(json!({}))
+            }
+            // Drops every segment that arrives, as a network that loses all would.
+            ["deaf", name] => {
+                const BPF_RET: u16 = 6;
+                let drop_all = SockFilter::new(BPF_RET, 0, 0, 0);
+                self.get(name)?.attach_filter(&[drop_all])?;
+                Ok(json!({}))
+            }
+            ["hear", name] => {
+                self.get(name)?.detach_filter()?;
+                Ok(json!({}))
+            }
+            ["cookie", name] => Ok(json!({"cookie": format!("{:x}", self.get(name)?.cookie()?)})),
+            // Gives the socket away over the UNIX socket at `path`, where another fixture receives.
+            ["send", name, path] => {
+                let socket = self.take(name)?;
+                let way = UnixStream::connect(path)?;
+                sendmsg::<()>(
+                    way.as_raw_fd(),
+                    &[IoSlice::new(b".")],
+                    &[ControlMessage::ScmRights(&[socket.as_raw_fd()])],
+                    MsgFlags::empty(),
+                    None,
+                )?;
+                Ok(json!({}))
+            }
+            ["receive", name, path] => {
+                let way = UnixListener::bind(path)?.accept()?.0;
+                let mut byte = [0];
+                let mut data = [IoSliceMut::new(&mut byte)];
+                let mut space = nix::cmsg_space!(RawFd);
+                let message = recvmsg::<()>(
+                    way.as_raw_fd(),
+                    &mut data,
+                    Some(&mut space),
+                    MsgFlags::empty(),
+                )?;
+                for part in message.cmsgs()? {
+                    if let ControlMessageOwned::ScmRights(descriptors) = part {
+                        // SAFETY: the kernel has just made this descriptor for us.
+                        let socket = unsafe { OwnedFd::from_raw_fd(descriptors[0]) };
+                        self.add(name, socket.into());
+                        return Ok(json!({}));
+                    }
+                }
+                Err(Failure("no descriptor came".into()))
+            }
+            // Moves to another network namespace; the sockets stay where they were made.
+            ["setns", path] => {
+                setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+                Ok(json!({}))
+            }
+            // Obeys the rest of the line in a thread of its own with this name.
+            ["thread", comm, ref rest @ ..] => thread::scope(|scope| {
+                let obey = || {
+                    name(comm);
+                    self.obey(rest)
+                };
+                scope.spawn(obey).join().expect("no panic")
+            }),
+            // One connection of MPTCP sockets, from beginning to end.
+            ["mptcp", address] => {
+                let mptcp = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
+                let listener = mptcp()?;
+                let address: SocketAddr = address.parse().expect("an address");
+                listener.bind(&address.into())?;
+                listener.listen(1)?;
+                let mut client = mptcp()?;
+                client.connect(&listener.local_addr()?)?;
+                let (mut server, _) = listener.accept()?;
+                // Only then are the two sure of each other.
+                client.write_all(b"x")?;
+                server.read_exact(&mut [0])?;
+                Ok(json!({}))
+            }
+            // Connects to a listener of this process, accepts, resets, closes; many times.
+            ["burst", listener, times] => {
+                let listener = self.get(listener)?;
+                let address = listener.local_addr()?;
+                for _ in 0..times.parse().expect("a number") {
+                    let client = Socket::new(address.domain(), Type::STREAM, None)?;
+                    client.connect(&address)?;
+                    let (server, _) = listener.accept()?;
+                    client.set_linger(Some(Duration::ZERO))?;
+                    drop(client);
+                    drop(server);
+                }
+                Ok(json!({}))
+            }
+            _ => Err(Failure(format!("no such command: {}", words.join(" ")))),
+        }
+    }
+
+    fn add(&mut self, name: &str, socket: Socket) {
+        let before = self.0.insert(name.to_owned(), socket);
+        assert!(before.is_none(), "two sockets named {name}");
+    }
+
+    fn get(&self, name: &str) -> Result<&Socket, Failure> {
+        self.0
+            .get(name)
+            .ok_or_else(|| Failure(format!("no socket {name}")))
+    }
+
+    fn take(&mut self, name: &str) -> Result<Socket, Failure> {
+        self.0
+            .remove(name)
+            .ok_or_else(|| Failure(format!("no socket {name}")))
+    }
+
+    /// Keeps a connected socket and tells its addresses.
+    fn pair(&mut self, name: &str, socket: Socket) -> Answer {
+        let local = address_of(&socket.local_addr()?);
+        let remote = address_of(&socket.peer_addr()?);
+        self.add(name, socket);
+        Ok(json!({"local": local, "remote": remote}))
+    }
+}
+
+fn bound(address: SocketAddr) -> Result<Socket, Failure> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A pair that rests in TIME_WAIT may be opened again.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn address_of(address: &SockAddr) -> String {
+    address
+        .as_socket()
+        .expect("an internet address")
+        .to_string()
+}

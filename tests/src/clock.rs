@@ -1,0 +1,50 @@
+//! Time as the kernel keeps it.
+
+use std::{
+    sync::LazyLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::time::{ClockId, clock_getres, clock_gettime};
+
+/// The kernel's HZ: jiffies per second. The coarse clocks advance once per jiffy.
+pub static HERTZ: LazyLock<i64> = LazyLock::new(|| {
+    let jiffy = clock_getres(ClockId::CLOCK_REALTIME_COARSE).expect("Linux has it");
+    1_000_000_000 / jiffy.tv_nsec()
+});
+
+/// Nanoseconds since boot, with time in suspend.
+///
+/// # Panics
+/// Never on Linux.
+#[must_use]
+pub fn boottime() -> i64 {
+    nanoseconds(ClockId::CLOCK_BOOTTIME)
+}
+
+/// The time of day (nanoseconds since 1970) at a time since boot.
+#[must_use]
+pub fn realtime_of_boottime(time: i64) -> i64 {
+    time + nanoseconds(ClockId::CLOCK_REALTIME) - boottime()
+}
+
+fn nanoseconds(clock: ClockId) -> i64 {
+    let time = clock_gettime(clock).expect("Linux has it");
+    time.tv_sec() * 1_000_000_000 + time.tv_nsec()
+}
+
+/// Looks every 5 ms until `look` finds something.
+///
+/// # Panics
+/// When there is still nothing after `limit`.
+pub fn wait_until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,465 @@
+//! The pages say what is so: every command in the README runs and shows what is said of it, and what
+//! the pages point to is there.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    io::{Read, Write},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{self, Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tests::{Diag, Fixture, Lab, Peers, wait_until};
+
+/// Commands of the README that are not run here, and why.
+const ELSEWHERE: [(&str, &str); 4] = [
+    ("cargo xtask demo", "has a test of its own"),
+    ("cargo xtask test", "is what runs this"),
+    ("cargo xtask build", "has built what is run here"),
+    (
+        "sudo install target/release/tcptrace /usr/local/bin/",
+        "would change this machine",
+    ),
+];
+/// A filter that nothing here fits: these tests make no container.
+const FITS_NOTHING: &str = "--container";
+/// Programs that a recipe may use and a bare system may lack.
+const OPTIONAL: [&str; 2] = ["jq", "pgrep"];
+/// Time to load the probes on a busy machine, and to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The ports that `connect()` may choose.
+const PORTS: &str = "ipv4/ip_local_port_range";
+
+/// A command in a page, and the output that the page shows for it, if any.
+#[derive(Debug)]
+struct Shown {
+    command: String,
+    output: Vec<String>,
+}
+
+#[test]
+fn readme_commands_do_what_it_says() {
+    let Some(lab) = Lab::new() else { return };
+    let readme = page("README.md");
+    let shown = commands(&readme);
+    for (command, reason) in ELSEWHERE {
+        let here = shown.iter().any(|shown| shown.command == command);
+        assert!(here, "`{command}` ({reason}) is not in the README any more");
+    }
+    let header = shown.iter().find_map(|shown| shown.output.first());
+    let header = words(header.expect("the first screen is output"));
+    let mut traffic = Traffic::new(&lab);
+    let stage = Stage::new();
+    let mut run = 0;
+    for shown in &shown {
+        let command = &shown.command;
+        if ELSEWHERE.iter().any(|(elsewhere, _)| elsewhere == command) {
+            continue;
+        }
+        if let Some(missing) = missing_program(command) {
+            // Not with `eprintln`, which the test harness hides when a test passes.
+            let _ = writeln!(
+                std::io::stderr(),
+                "left out of the README: `{command}`, because {missing} is not installed"
+            );
+            continue;
+        }
+        let (stdout, stderr, code) = stage.run(command, || traffic.make());
+        let said = format!("`{command}`:\n{stdout}\n{stderr}");
+        assert_eq!(code, Some(0), "{said}");
+        run += 1;
+        if command.contains(" record ") {
+            assert_eq!(stdout, "", "{said}");
+            continue;
+        }
+        if command.contains(FITS_NOTHING) {
+            assert!(words(&stdout).is_empty(), "{said}");
+            continue;
+        }
+        assert!(!stdout.is_empty(), "nothing is shown by {said}");
+        if command.contains('|') {
+            continue;
+        }
+        if command.contains("-o json") {
+            for line in stdout.lines() {
+                let line: Value = serde_json::from_str(line).expect("JSON");
+                assert!(line["event"].is_string(), "{said}");
+            }
+        } else if command.contains(" timewait") {
+            assert!(stdout.starts_with("TIME_WAIT, traced for "), "{said}");
+        } else {
+            assert_eq!(words(stdout.lines().next().unwrap_or("")), header, "{said}");
+        }
+        for kind in shown.output.iter().filter_map(|line| kind(line)) {
+            let there = stdout.lines().any(|line| self::kind(line) == Some(kind));
+            assert!(
+                there,
+                "the README has a line of the kind {kind:?}, and not {said}"
+            );
+        }
+    }
+    assert!(run > 12, "only {run} commands were found");
+}
+
+/// What a line of output is about, without what differs from one run to the next.
+fn kind(line: &str) -> Option<&str> {
+    if let Some(at) = line.find(" -> ") {
+        // From the state that is left to the one that is entered.
+        let from = line[..at].trim_end().rfind(' ')? + 1;
+        let to = at + 4 + line[at + 4..].find(' ')?;
+        return Some(&line[from..to]);
+    }
+    // A label of the summary, or a heading of its tables.
+    let text = line.strip_prefix("  ")?;
+    let label = &text[..text.find("  ")?];
+    let plain = label
+        .chars()
+        .all(|char| char.is_lowercase() || " ,".contains(char));
+    plain.then_some(label)
+}
+
+/// Connections of every kind that the README's recipes look for.
+struct Traffic<'a> {
+    lab: &'a Lab,
+    peers: Peers,
+    database: Peers,
+    /// Holds the only ports there are to its listener.
+    crowded: Fixture,
+    diag: Diag,
+}
+
+impl<'a> Traffic<'a> {
+    fn new(lab: &'a Lab) -> Self {
+        let home = [127, 0, 0, 1].into();
+        let mut crowded = lab.fixture("report");
+        let full = crowded.listen("full", "127.0.0.1:8081");
+        lab.netns.set(PORTS, "50000 50001");
+        crowded.connect("a", full);
+        crowded.connect("b", full);
+        lab.netns.set(PORTS, "32768 60999");
+        Self {
+            lab,
+            peers: Peers::named(lab, "shop", "web", "127.0.0.1:8080", home),
+            database: Peers::named(lab, "app", "database", "127.0.0.1:5432", home),
+            crowded,
+            diag: lab.diag(),
+        }
+    }
+
+    fn make(&mut self) {
+        let Self { peers, diag, .. } = self;
+        let end = |cookie: &str| {
+            let row = diag.row(cookie).expect("in TIME_WAIT");
+            diag.destroy(&row).expect("INET_DIAG_DESTROY");
+        };
+        end(&peers.closed_by_client().client);
+        end(&peers.closed_by_server().server);
+        end(&self.database.closed_by_client().client);
+        // One goes on resting.
+        peers.closed_by_client();
+        let reset = peers.connect();
+        peers.server.ask(&format!("reset {}", reset.name));
+        peers.client.close(&reset.name);
+        let refused = peers.client.attempt("connect refused 127.0.0.1:9");
+        assert_eq!(refused["error"], "ECONNREFUSED");
+        self.lab.netns.set(PORTS, "50000 50001");
+        let crowded = self.crowded.attempt("connect c 127.0.0.1:8081");
+        self.lab.netns.set(PORTS, "32768 60999");
+        assert_eq!(crowded["error"], "EADDRNOTAVAIL");
+    }
+}
+
+/// A folder to run commands in, with programs `tcptrace` (the one under test) and `sudo` (nothing to do
+/// for root, who runs this).
+struct Stage(PathBuf);
+
+impl Stage {
+    fn new() -> Self {
+        let root = env::temp_dir().join(format!("tcptrace-tests-{}-readme", process::id()));
+        fs::create_dir_all(root.join("bin")).expect("a folder");
+        let stage = Self(root);
+        let (tcptrace, pids) = (binary(), stage.pids());
+        assert!(tcptrace.exists(), "{} is not built", tcptrace.display());
+        // The pid of the shell is that of the program after `exec`.
+        let text = format!(
+            "echo $$ >> '{}'\nexec '{}' \"$@\"",
+            pids.display(),
+            tcptrace.display()
+        );
+        stage.program("tcptrace", &text);
+        stage.program("sudo", "exec \"$@\"");
+        stage
+    }
+
+    fn program(&self, name: &str, text: &str) {
+        let path = self.0.join("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a file");
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("our own file");
+    }
+
+    fn pids(&self) -> PathBuf {
+        self.0.join("pids")
+    }
+
+    /// Runs a command. Once it traces, `meanwhile` is done, and tcptrace is interrupted as by Ctrl-C.
+    /// Gives stdout, stderr and the exit code.
+    fn run(&self, command: &str, meanwhile: impl FnOnce()) -> (String, String, Option<i32>) {
+        let _ = fs::remove_file(self.pids());
+        let path = env::var("PATH").unwrap_or_default();
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", command])
+            .current_dir(&self.0)
+            .env("PATH", format!("{}:{path}", self.0.join("bin").display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let mut shell = Group(shell.spawn().expect("a shell"));
+        let (stdout, stdout_reader) = collect(shell.0.stdout.take().expect("piped"));
+        let (stderr, stderr_reader) = collect(shell.0.stderr.take().expect("piped"));
+        let traces = wait_until(&format!("`{command}` traces or ends"), PATIENCE, || {
+            if text(&stderr)
+                .lines()
+                .any(|line| line == "tcptrace: tracing")
+            {
+                return Some(true);
+            }
+            shell.0.try_wait().expect("our own child").map(|_| false)
+        });
+        if traces {
+            meanwhile();
+            let pids = fs::read_to_string(self.pids()).expect("tcptrace has been run");
+            for pid in pids.lines() {
+                let pid = Pid::from_raw(pid.parse().expect("a pid"));
+                kill(pid, Signal::SIGINT).expect("it runs until it is interrupted");
+            }
+        }
+        let status = wait_until(&format!("`{command}` ends"), PATIENCE, || {
+            shell.0.try_wait().expect("our own child")
+        });
+        for reader in [stdout_reader, stderr_reader] {
+            reader.join().expect("readers do not panic");
+        }
+        (text(&stdout), text(&stderr), status.code())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A shell with all that it has started, none of which outlives the test.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Once it has been waited for, its number may be anybody's.
+        if let Ok(None) = self.0.try_wait() {
+            let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+type Bytes = Arc<Mutex<Vec<u8>>>;
+
+/// Gathers what comes out of a pipe.
+fn collect(mut pipe: impl Read + Send + 'static) -> (Bytes, JoinHandle<()>) {
+    let all = Bytes::default();
+    let to = Arc::clone(&all);
+    let reader = thread::spawn(move || {
+        let mut some = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut some) {
+            to.lock()
+                .expect("nobody panics")
+                .extend_from_slice(&some[..count]);
+        }
+    });
+    (all, reader)
+}
+
+fn text(bytes: &Bytes) -> String {
+    String::from_utf8_lossy(&bytes.lock().expect("nobody panics")).into_owned()
+}
+
+/// `TCPTRACE_BIN`, else the one that Cargo built next to the tests.
+fn binary() -> PathBuf {
+    env::var_os("TCPTRACE_BIN").map_or_else(
+        || {
+            let test = env::current_exe().expect("Linux tells");
+            let profile = test.ancestors().nth(2).expect("target/PROFILE/deps");
+            profile.join("tcptrace")
+        },
+        PathBuf::from,
+    )
+}
+
+fn missing_program(command: &str) -> Option<&'static str> {
+    OPTIONAL.into_iter().find(|program| {
+        command.split([' ', '(']).any(|word| word == *program) && {
+            let path = env::var_os("PATH").unwrap_or_default();
+            !env::split_paths(&path).any(|folder| folder.join(program).is_file())
+        }
+    })
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+/// The commands in blocks of `sh` (each line is one) and `console` (they follow a `$`).
+fn commands(page: &str) -> Vec<Shown> {
+    let mut found: Vec<Shown> = Vec::new();
+    let mut language = None;
+    for line in page.lines() {
+        if let Some(fence) = line.strip_prefix("```") {
+            language = language.is_none().then_some(fence);
+            continue;
+        }
+        let command = match language {
+            Some("sh") => Some(line),
+            Some("console") => line.strip_prefix("$ "),
+            _ => continue,
+        };
+        match command {
+            Some(command) => found.push(Shown {
+                command: command.to_owned(),
+                output: Vec::new(),
+            }),
+            None => {
+                let shown = found.last_mut().expect("a command before its output");
+                shown.output.push(line.to_owned());
+            }
+        }
+    }
+    found
+}
+
+const PAGES: [&str; 6] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/events.md",
+    "docs/limitations.md",
+];
+
+fn root() -> &'static Path {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    root.expect("a folder of the workspace")
+}
+
+fn page(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+#[test]
+fn readme_and_other_pages_name_tasks_that_exist() {
+    let source = page("xtask/src/main.rs");
+    let (_, tasks) = source.split_once("enum Task {").expect("the tasks");
+    let (tasks, _) = tasks.split_once("\n}").expect("the end of the tasks");
+    let tasks: BTreeSet<String> = tasks
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| line.starts_with(char::is_uppercase))
+        .map(|line| line.split(['(', ',', ' ']).next().unwrap_or(line))
+        .map(str::to_lowercase)
+        .collect();
+    for name in PAGES {
+        let page = page(name);
+        for after in page.split("cargo xtask ").skip(1) {
+            let end = after.find(|char: char| !char.is_ascii_alphanumeric());
+            let task = &after[..end.unwrap_or(after.len())];
+            assert!(
+                task.is_empty() || tasks.contains(task),
+                "{name}: `cargo xtask {task}` is none of {tasks:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn readme_and_other_pages_have_no_dead_links() {
+    let mut links = 0;
+    for name in PAGES {
+        let page_text = page(name);
+        let folder = root().join(name);
+        let folder = folder.parent().expect("a folder");
+        for after in page_text.split("](").skip(1) {
+            let target = after.split(')').next().unwrap_or(after);
+            if target.starts_with("https://") {
+                continue;
+            }
+            links += 1;
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let file = if path.is_empty() {
+                root().join(name)
+            } else {
+                folder.join(path)
+            };
+            assert!(file.exists(), "{name}: nothing is at {target}");
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&file).expect("a page");
+                let there = text.lines().filter(|line| line.starts_with('#'));
+                assert!(
+                    there.map(slug).any(|slug| slug == anchor),
+                    "{name}: no heading for {target}"
+                );
+            }
+        }
+    }
+    assert!(links > 10, "only {links} links were found");
+}
+
+/// What a heading is linked by.
+fn slug(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim();
+    text.chars()
+        .filter(|char| char.is_alphanumeric() || " -_".contains(*char))
+        .map(|char| {
+            if char == ' ' {
+                '-'
+            } else {
+                char.to_ascii_lowercase()
+            }
+        })
+        .collect()
+}
+
+/// The table of files in ARCHITECTURE.md: a row in bold names a folder, the others what is in it.
+#[test]
+fn readme_and_other_pages_know_where_what_is() {
+    let mut files = 0;
+    let mut folder = PathBuf::new();
+    for row in page("ARCHITECTURE.md")
+        .lines()
+        .filter(|line| line.starts_with("| "))
+    {
+        let cell = row.split('|').nth(1).unwrap_or_default().trim();
+        if let Some(bold) = cell.strip_prefix("**") {
+            folder = root().join(bold.trim_end_matches("**"));
+            assert!(folder.is_dir(), "ARCHITECTURE.md: no folder {bold}");
+        }
+        for file in cell.split('`').skip(1).step_by(2) {
+            files += 1;
+            assert!(
+                folder.join(file).exists(),
+                "ARCHITECTURE.md: no {file} in {}",
+                folder.display()
+            );
+        }
+    }
+    assert!(files > 20, "only {files} files were found");
+}
