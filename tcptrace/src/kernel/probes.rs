@@ -19,6 +19,9 @@ use crate::{event::Probes as Kind, tracker::TIME_WAIT_SECONDS};
 /// The compiled kernel side.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcptrace-ebpf"));
 
+/// What the timer of every timewait socket calls (`net/ipv4/inet_timewait_sock.c`, 5.4 to 6.18).
+const TW_TIMER_HANDLER: &str = "tw_timer_handler";
+
 /// Why tracing is not possible, and what can be done about it.
 #[derive(Debug)]
 pub struct Error {
@@ -89,9 +92,12 @@ pub fn load(settings: &Settings) -> Result<Probes, Error> {
     let (offsets, mut degraded) = offsets(&types)?;
     let mut config = settings.config;
     config.time_wait_jiffies = TIME_WAIT_SECONDS * u64::from(clock::hz());
-    let names = Caller::ALL.map(|(_, name)| name);
-    let hidden = match (kallsyms::find(names), kallsyms::find(["tw_timer_handler"])) {
-        (Ok(callers), Ok([handler])) => {
+    let mut names = [TW_TIMER_HANDLER; Caller::COUNT + 1];
+    for (name, (_, caller)) in names.iter_mut().zip(Caller::ALL) {
+        *name = caller;
+    }
+    let hidden = match kallsyms::find(names) {
+        Ok([callers @ .., handler]) => {
             config.callers = callers;
             // Without the one, the others would take every segment for a SYN.
             if callers[Caller::Segment as usize] == TextRange::default() {
@@ -101,7 +107,7 @@ pub fn load(settings: &Settings) -> Result<Probes, Error> {
             config.tw_timer_handler = handler.start;
             handler == TextRange::default()
         }
-        _ => true,
+        Err(_) => true,
     };
 
     let bytes = ConfigBytes(config);
