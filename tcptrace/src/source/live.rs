@@ -64,6 +64,8 @@ pub struct Live {
     records: u64,
     lost: u64,
     missed: u64,
+    /// When losses were last checked.
+    losses_checked: u64,
     boot_to_utc_ns: i64,
     boot_to_monotonic_ns: i64,
     cgroups: KnownCgroups,
@@ -109,6 +111,7 @@ impl Live {
             records: 0,
             lost: 0,
             missed: 0,
+            losses_checked: 0,
             boot_to_utc_ns: clock::boot_to_utc_ns(),
             boot_to_monotonic_ns: clock::boot_to_monotonic_ns(),
             cgroups: KnownCgroups::open(),
@@ -305,8 +308,10 @@ impl Live {
                     && transition.error == 0
                     && !self.made.contains(&transition.socket.cookie)
                 {
-                    // Or was the record of it lost?
-                    self.check_losses(each);
+                    // Or was the record of it lost? A check after this record was made knows.
+                    if self.losses_checked <= transition.time {
+                        self.check_losses(each);
+                    }
                     self.looks
                         .overflow(transition.socket.netns, transition.time, each);
                 }
@@ -344,6 +349,7 @@ impl Live {
     }
 
     fn check_losses(&mut self, each: &mut impl FnMut(&Event)) {
+        self.losses_checked = clock::boot_ns();
         let lost = self.probes.count(Counter::Lost);
         let missed = self.probes.missed();
         if lost > self.lost || missed > self.missed {
