@@ -10,7 +10,8 @@ use crate::{
 
 impl Tracker {
     pub(super) fn transition(&mut self, transition: &Transition, tell: &mut impl FnMut(Fact<'_>)) {
-        let transition = &self.without_leftovers(*transition);
+        let own = self.without_leftovers(transition);
+        let transition = own.as_ref().unwrap_or(transition);
         let Transition {
             time,
             socket,
@@ -154,18 +155,20 @@ impl Tracker {
         }
     }
 
-    /// The change without what a connection before it has left on the socket. `connect()` that finds no
-    /// free port fails before it replaces the port, or an error.
-    fn without_leftovers(&self, mut transition: Transition) -> Transition {
-        let socket = &mut transition.socket;
-        if (transition.old, transition.new) == (State::SynSent, State::Close)
-            && let Some(known) = self.connections.get(&socket.cookie)
-            && known.stale == Some((socket.tuple.local_port, transition.error))
-        {
-            socket.tuple.local_port = 0;
-            transition.error = 0;
+    /// The change without what a connection before it has left on the socket, if it shows that. `connect()`
+    /// that finds no free port fails before it replaces the port, or an error.
+    fn without_leftovers(&self, transition: &Transition) -> Option<Transition> {
+        if (transition.old, transition.new) != (State::SynSent, State::Close) {
+            return None;
         }
-        transition
+        let known = self.connections.get(&transition.socket.cookie)?;
+        let shown = (transition.socket.tuple.local_port, transition.error);
+        (known.stale == Some(shown)).then(|| {
+            let mut own = *transition;
+            own.socket.tuple.local_port = 0;
+            own.error = 0;
+            own
+        })
     }
 
     pub(super) fn forget(&mut self, cookie: u64) -> Option<Connection> {
