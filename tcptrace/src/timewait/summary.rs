@@ -1,6 +1,11 @@
 //! TIME_WAITs counted: how long, how ended, by whom, to where.
 
-use std::{collections::HashMap, hash::Hash, net::IpAddr};
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
+};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -49,6 +54,25 @@ pub(super) struct Remote {
     pub(super) port: Option<u16>,
     /// The local port, if this side accepted.
     pub(super) local_port: Option<u16>,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.who {
+            Some((pid, comm)) => write!(f, "{comm} (pid {pid})"),
+            None => f.write_str("not known"),
+        }
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.port, self.local_port) {
+            (Some(port), _) => write!(f, "{}", SocketAddr::new(self.addr, port)),
+            (_, Some(port)) => write!(f, "{} to local port {port}", self.addr),
+            _ => write!(f, "{}", self.addr),
+        }
+    }
 }
 
 /// Counts by key, up to [`KEPT`] of them.

@@ -1,11 +1,11 @@
 //! The summary for people: redrawn every second on a terminal, written once into a pipe.
 
 use std::{
-    fmt::Write as _,
+    cmp::Reverse,
+    collections::BTreeMap,
+    fmt::{Display, Write as _},
     io::{self, Write as _},
 };
-
-use tcptrace_ebpf::State;
 
 use super::summary::{Process, Remote, Running, Summary, oldest};
 use crate::{
@@ -126,52 +126,16 @@ impl Text {
         self.compose_running(tracker, now);
     }
 
+    /// Who, and with whom. Those that run count as well, or the first minute would show nothing.
     fn compose_tables(&mut self, tracker: &Tracker) {
-        let (mut processes, mut more_processes) = self.summary.processes(usize::MAX);
-        let (mut remotes, mut more_remotes) = self.summary.remotes(usize::MAX);
-        let page = &mut self.page;
-        // Those that run count as well, or the first minute would show nothing.
-        let ended = |rows: Vec<(Process, u64)>| rows.into_iter().map(|(who, n)| (who, (n, 0)));
-        let mut by_process: std::collections::BTreeMap<Process, (u64, u64)> =
-            ended(std::mem::take(&mut processes)).collect();
-        let mut by_remote: std::collections::BTreeMap<Remote, (u64, u64)> =
-            std::mem::take(&mut remotes)
-                .into_iter()
-                .map(|(to, n)| (to, (n, 0)))
-                .collect();
-        for running in tracker.running() {
-            by_process.entry(Process::of(running.owner)).or_default().1 += 1;
-            by_remote
-                .entry(Remote::of(&running.socket, running.owner))
-                .or_default()
-                .1 += 1;
-        }
-        if by_process.is_empty() {
-            return;
-        }
-        let _ = writeln!(
-            page,
-            "\n  {:44} {:>8} {:>8}",
-            "closed first by", "ended", "running"
-        );
-        for (process, (ended, running)) in top(by_process, &mut more_processes) {
-            let name = match process.who {
-                Some((pid, comm)) => format!("{comm} (pid {pid})"),
-                None => "not known".to_owned(),
-            };
-            let _ = writeln!(page, "  {name:44} {ended:>8} {running:>8}");
-        }
-        rest(page, more_processes);
-        let _ = writeln!(page, "\n  {:44} {:>8} {:>8}", "with", "ended", "running");
-        for (remote, (ended, running)) in top(by_remote, &mut more_remotes) {
-            let name = match (remote.port, remote.local_port) {
-                (Some(port), _) => std::net::SocketAddr::new(remote.addr, port).to_string(),
-                (_, Some(port)) => format!("{} to local port {port}", remote.addr),
-                _ => remote.addr.to_string(),
-            };
-            let _ = writeln!(page, "  {name:44} {ended:>8} {running:>8}");
-        }
-        rest(page, more_remotes);
+        let closers = tracker.running().map(|running| Process::of(running.owner));
+        let processes = self.summary.processes(usize::MAX);
+        table(&mut self.page, "closed first by", processes, closers);
+        let remotes = tracker
+            .running()
+            .map(|running| Remote::of(&running.socket, running.owner));
+        let ended = self.summary.remotes(usize::MAX);
+        table(&mut self.page, "with", ended, remotes);
     }
 
     /// The oldest that run, one by one.
@@ -198,15 +162,8 @@ impl Text {
                 Some(since) => format!("{:.1} s", now.saturating_sub(since) as f64 / 1e9),
                 None => "-".to_owned(),
             };
-            let state = if running.state == State::TimeWait {
-                "TIME_WAIT"
-            } else {
-                "FIN_WAIT2"
-            };
-            let owner = match running.owner {
-                Some(owner) => format!("{} (pid {})", owner.comm, owner.pid),
-                None => "not known".to_owned(),
-            };
+            let state = running.state.name();
+            let owner = Process::of(running.owner);
             let _ = writeln!(page, "  {name:44} {state:>9} {age:>9}  {owner}");
         }
         rest(page, more as u64);
@@ -267,20 +224,36 @@ const fn phrase(ending: Ending) -> &'static str {
     }
 }
 
-/// The greatest few; what is left out is added to `more`.
-fn top<K: Ord>(
-    all: std::collections::BTreeMap<K, (u64, u64)>,
-    more: &mut u64,
-) -> Vec<(K, (u64, u64))> {
-    let mut rows: Vec<_> = all.into_iter().collect();
-    rows.sort_by_key(|(_, (ended, running))| std::cmp::Reverse(ended + running));
-    *more += rows
-        .iter()
-        .skip(LISTED)
-        .map(|(_, (ended, running))| ended + running)
-        .sum::<u64>();
-    rows.truncate(LISTED);
-    rows
+/// Writes how many ended and how many run, by key, the greatest first. `ended` comes with the number of
+/// those that are counted under no key.
+fn table<K: Ord + Display>(
+    page: &mut String,
+    title: &str,
+    (ended, mut more): (Vec<(K, u64)>, u64),
+    running: impl Iterator<Item = K>,
+) {
+    let mut counts: BTreeMap<K, (u64, u64)> = ended
+        .into_iter()
+        .map(|(key, ended)| (key, (ended, 0)))
+        .collect();
+    for key in running {
+        counts.entry(key).or_default().1 += 1;
+    }
+    if counts.is_empty() {
+        return;
+    }
+    let _ = writeln!(page, "\n  {title:44} {:>8} {:>8}", "ended", "running");
+    let mut rows: Vec<_> = counts.into_iter().collect();
+    rows.sort_by_key(|(_, (ended, running))| Reverse(ended + running));
+    for (index, (key, (ended, running))) in rows.into_iter().enumerate() {
+        if index < LISTED {
+            let name = key.to_string();
+            let _ = writeln!(page, "  {name:44} {ended:>8} {running:>8}");
+        } else {
+            more += ended + running;
+        }
+    }
+    rest(page, more);
 }
 
 fn rest(page: &mut String, more: u64) {
