@@ -12,6 +12,7 @@
 
 mod message;
 
+use std::error::Error as _;
 use std::io;
 
 use netlink_sys::Socket;
@@ -19,8 +20,11 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use tcptrace_ebpf::State;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::clock;
 pub use message::{Entry, TcpInfo, Timer};
 use message::{INET_DIAG_INFO, Malformed, Message, MessageHeader, SocketId};
+
+use crate::reason::Reason;
 
 /// The kernel fills at most 32 KiB per read (`netlink_recvmsg` caps `max_recvmsg_len`, unchanged
 /// from 4.4 to 6.18); twice that leaves room.
@@ -91,7 +95,7 @@ pub enum Completeness {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel, or what is loaded of it, cannot dump TCP sockets.
-    #[error("the kernel has no tcp_diag: modprobe tcp_diag")]
+    #[error("the kernel has no tcp_diag")]
     NoTcpDiag,
     /// The kernel refused the request.
     #[error("the kernel refused to list TCP sockets")]
@@ -102,6 +106,28 @@ pub enum Error {
     /// So many messages of the answer made no sense and were left out.
     #[error("{0} messages in the kernel's list of TCP sockets could not be read")]
     Malformed(u32),
+}
+
+impl Error {
+    /// Which sockets are not known for it, and what can be done about it.
+    #[must_use]
+    pub fn reason(&self, netns: u32) -> Reason {
+        let fix = match self {
+            Self::NoTcpDiag => "modprobe tcp_diag",
+            Self::Refused(_) => {
+                "a security module or a container runtime forbids it: run on the host"
+            }
+            Self::Socket(_) | Self::Malformed(_) => {
+                "please report it, with the output of `tcptrace doctor`"
+            }
+        };
+        let source = self.source().map(|source| format!(": {source}"));
+        let source = source.unwrap_or_default();
+        Reason::new(
+            format_args!("network namespace {netns}: {self}{source}"),
+            fix,
+        )
+    }
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
@@ -167,12 +193,17 @@ impl Diag {
             .send(request.as_bytes(), 0)
             .map_err(Error::Socket)?;
         let mut answer = Answer::new(self.sequence);
+        // The kernel writes the first datagram while it is asked, and the next one while it hands one over
+        // (`netlink_dump()`). What is done with the entries takes time, which is not theirs.
+        let mut written = clock::boot_ns();
         while !answer.done {
+            answer.written = written;
             let length = match self.socket.recv(&mut &mut self.buffer[..], libc::MSG_TRUNC) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(Error::Socket(error)),
             };
+            written = clock::boot_ns();
             let Some(datagram) = self.buffer.get(..length) else {
                 let error = format!("a message of {length} bytes was cut at {BUFFER}");
                 return Err(Error::Socket(io::Error::other(error)));
@@ -209,6 +240,8 @@ fn request(family: u8, protocol: u8, query: Query, sequence: u32) -> Request {
 #[derive(Debug)]
 struct Answer {
     sequence: u32,
+    /// By when the kernel had written the datagram at hand, boot time nanoseconds.
+    written: u64,
     done: bool,
     interrupted: bool,
     malformed: u32,
@@ -220,6 +253,7 @@ impl Answer {
     fn new(sequence: u32) -> Self {
         Self {
             sequence,
+            written: 0,
             done: false,
             interrupted: false,
             malformed: 0,
@@ -244,7 +278,10 @@ impl Answer {
         self.interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
         match message.header.kind {
             SOCK_DIAG_BY_FAMILY => match message::entry(message.body) {
-                Ok(entry) => each(&entry),
+                Ok(entry) => each(&Entry {
+                    time: self.written,
+                    ..entry
+                }),
                 Err(Malformed) => self.malformed += 1,
             },
             // Both begin with a negative errno or 0: the request was refused, or a dump that had

@@ -9,6 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// One TCP socket as the kernel shows it, full, half made or timewait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// By when the kernel had written this down, boot time nanoseconds.
+    pub time: u64,
     /// The socket cookie, which `ss -e` prints as `sk:`. The dump gives one to a socket that had
     /// none. A request socket (see [`State::SynRecv`] in [`state`](Self::state)) leaves its cookie
     /// to the connection it becomes, and a full socket to its timewait socket.
@@ -29,6 +31,11 @@ pub struct Entry {
     pub timer: Timer,
     /// Milliseconds until that timer fires, rounded to jiffies; 0 when it is due or none runs.
     pub expires_ms: u32,
+    /// How often what that timer stands for was sent again without an answer (`idiag_retrans`):
+    /// data, or a SYN ([`Timer::Retransmit`]); a request socket's SYN-ACK; probes of a closed window
+    /// ([`Timer::WindowProbe`]) or keepalives. An answer sets it back to 0, and it is 0 without a
+    /// timer and on timewait sockets (`inet_sk_diag_fill()`).
+    pub retransmits: u8,
     /// Bytes received and not read, a FIN counted as one; for a listener, connections not accepted.
     /// 0 on timewait and request sockets.
     pub recv_queue: u32,
@@ -97,6 +104,22 @@ pub struct TcpInfo {
     pub last_data_recv_ms: u32,
     /// Since an ACK was received; a FIN carries one.
     pub last_ack_recv_ms: u32,
+}
+
+impl TcpInfo {
+    /// From the bytes of a `struct tcp_info`, as many as the kernel gave. None when they are too few.
+    pub(in crate::kernel) fn read(bytes: &[u8]) -> Option<Self> {
+        // Offsets are part of the kernel's interface: it only grows at its end.
+        let at = |offset: usize| {
+            let (value, _) = u32::read_from_prefix(bytes.get(offset..)?).ok()?;
+            Some(value)
+        };
+        Some(Self {
+            last_data_sent_ms: at(44)?,
+            last_data_recv_ms: at(52)?,
+            last_ack_recv_ms: at(56)?,
+        })
+    }
 }
 
 /// `struct nlmsghdr`.
@@ -206,6 +229,7 @@ pub(super) fn entry(body: &[u8]) -> Result<Entry, Malformed> {
         DiagMessage::read_from_prefix(body).map_err(|_too_short| Malformed)?;
     let id = message.id;
     let mut entry = Entry {
+        time: 0,
         cookie: u64::from(id.cookie[0]) | u64::from(id.cookie[1]) << 32,
         state: State::from_number(message.state).ok_or(Malformed)?,
         family: message.family,
@@ -214,6 +238,7 @@ pub(super) fn entry(body: &[u8]) -> Result<Entry, Malformed> {
         interface: id.interface,
         timer: Timer::from(message.timer),
         expires_ms: message.expires,
+        retransmits: message.retransmits,
         recv_queue: message.recv_queue,
         send_queue: message.send_queue,
         uid: message.uid,
@@ -230,7 +255,7 @@ pub(super) fn entry(body: &[u8]) -> Result<Entry, Malformed> {
             INET_DIAG_CGROUP_ID => {
                 entry.cgroup = u64::read_from_prefix(value).ok().map(|(id, _)| id);
             }
-            INET_DIAG_INFO => entry.tcp_info = tcp_info(value),
+            INET_DIAG_INFO => entry.tcp_info = TcpInfo::read(value),
             _ => {}
         }
     }
@@ -255,18 +280,4 @@ fn address(family: u8, bytes: [u8; 16], port: U16Be) -> Result<SocketAddr, Malfo
         _ => return Err(Malformed),
     };
     Ok(SocketAddr::new(ip, port.get()))
-}
-
-/// The fields of `struct tcp_info` by their offsets, which are part of the kernel's interface: it
-/// only grows at its end.
-fn tcp_info(bytes: &[u8]) -> Option<TcpInfo> {
-    let at = |offset: usize| {
-        let (value, _) = u32::read_from_prefix(bytes.get(offset..)?).ok()?;
-        Some(value)
-    };
-    Some(TcpInfo {
-        last_data_sent_ms: at(44)?,
-        last_data_recv_ms: at(52)?,
-        last_ack_recv_ms: at(56)?,
-    })
 }

@@ -19,6 +19,7 @@ fn read(datagram: &[u8]) -> (Vec<Entry>, Answer) {
 /// As `ss -tane` shows it, more or less.
 fn line(entry: &Entry) -> String {
     let Entry {
+        time: _,
         cookie,
         state,
         family,
@@ -30,11 +31,12 @@ fn line(entry: &Entry) -> String {
         inode,
         timer,
         expires_ms,
+        retransmits,
         ..
     } = entry;
     let state = state.name();
     let mut line = format!(
-        "{state} {recv_queue} {send_queue} {local} {remote} family:{family} timer:{timer:?},{expires_ms} uid:{uid} ino:{inode} sk:{cookie:x}"
+        "{state} {recv_queue} {send_queue} {local} {remote} family:{family} timer:{timer:?},{expires_ms},{retransmits} uid:{uid} ino:{inode} sk:{cookie:x}"
     );
     if let Some(shutdown) = entry.shutdown {
         line += &format!(" shutdown:{shutdown}");
@@ -60,23 +62,23 @@ fn a_captured_dump_reads_as_ss_showed_it() {
         (
             V4,
             &[
-                "LISTEN 0 5 10.78.0.1:82 0.0.0.0:0 family:2 timer:None,0 uid:0 ino:1507964 sk:1369 shutdown:0 cgroup:1 lastsnd:0 lastrcv:0 lastack:0",
-                "SYN_RECV 0 0 10.78.0.1:82 10.78.0.9:5555 family:2 timer:Retransmit,300 uid:0 ino:0 sk:136a",
-                "FIN_WAIT2 0 0 127.0.0.1:44380 127.0.0.1:37067 family:2 timer:TimeWait,59804 uid:0 ino:0 sk:136b",
-                "ESTABLISHED 20 0 127.0.0.1:41274 127.0.0.1:48665 family:2 timer:None,0 uid:0 ino:1507968 sk:136c shutdown:0 cgroup:1 lastsnd:700 lastrcv:300 lastack:300",
-                "TIME_WAIT 0 0 127.0.0.1:54490 127.0.0.1:57383 family:2 timer:TimeWait,59800 uid:0 ino:0 sk:136d",
-                "CLOSE_WAIT 1 0 127.0.0.1:37067 127.0.0.1:44380 family:2 timer:None,0 uid:0 ino:1507984 sk:136e shutdown:1 cgroup:1 lastsnd:200 lastrcv:200 lastack:200",
-                "ESTABLISHED 1000 0 127.0.0.1:48665 127.0.0.1:41274 family:2 timer:None,0 uid:0 ino:1507969 sk:136f shutdown:0 cgroup:1 lastsnd:300 lastrcv:700 lastack:300",
+                "LISTEN 0 5 10.78.0.1:82 0.0.0.0:0 family:2 timer:None,0,0 uid:0 ino:1507964 sk:1369 shutdown:0 cgroup:1 lastsnd:0 lastrcv:0 lastack:0",
+                "SYN_RECV 0 0 10.78.0.1:82 10.78.0.9:5555 family:2 timer:Retransmit,300,0 uid:0 ino:0 sk:136a",
+                "FIN_WAIT2 0 0 127.0.0.1:44380 127.0.0.1:37067 family:2 timer:TimeWait,59804,0 uid:0 ino:0 sk:136b",
+                "ESTABLISHED 20 0 127.0.0.1:41274 127.0.0.1:48665 family:2 timer:None,0,0 uid:0 ino:1507968 sk:136c shutdown:0 cgroup:1 lastsnd:700 lastrcv:300 lastack:300",
+                "TIME_WAIT 0 0 127.0.0.1:54490 127.0.0.1:57383 family:2 timer:TimeWait,59800,0 uid:0 ino:0 sk:136d",
+                "CLOSE_WAIT 1 0 127.0.0.1:37067 127.0.0.1:44380 family:2 timer:None,0,0 uid:0 ino:1507984 sk:136e shutdown:1 cgroup:1 lastsnd:200 lastrcv:200 lastack:200",
+                "ESTABLISHED 1000 0 127.0.0.1:48665 127.0.0.1:41274 family:2 timer:None,0,0 uid:0 ino:1507969 sk:136f shutdown:0 cgroup:1 lastsnd:300 lastrcv:700 lastack:300",
             ][..],
         ),
         (
             V6,
             &[
-                "FIN_WAIT2 0 0 [::1]:48056 [::1]:59215 family:10 timer:None,0 uid:65534 ino:1507992 sk:1370 shutdown:2 cgroup:1 lastsnd:200 lastrcv:200 lastack:196",
-                "ESTABLISHED 0 0 [::1]:44458 [::1]:54971 family:10 timer:None,0 uid:0 ino:1507989 sk:1371 shutdown:0 cgroup:1 lastsnd:200 lastrcv:200 lastack:200",
-                "TIME_WAIT 0 0 127.0.0.1:33665 127.0.0.1:48168 family:10 timer:TimeWait,59800 uid:0 ino:0 sk:1372",
-                "ESTABLISHED 0 0 [::1]:54971 [::1]:44458 family:10 timer:None,0 uid:0 ino:1507990 sk:1373 shutdown:0 cgroup:1 lastsnd:200 lastrcv:200 lastack:200",
-                "CLOSE_WAIT 1 0 [::1]:59215 [::1]:48056 family:10 timer:None,0 uid:65534 ino:1507993 sk:1374 shutdown:1 cgroup:1 lastsnd:200 lastrcv:200 lastack:200",
+                "FIN_WAIT2 0 0 [::1]:48056 [::1]:59215 family:10 timer:None,0,0 uid:65534 ino:1507992 sk:1370 shutdown:2 cgroup:1 lastsnd:200 lastrcv:200 lastack:196",
+                "ESTABLISHED 0 0 [::1]:44458 [::1]:54971 family:10 timer:None,0,0 uid:0 ino:1507989 sk:1371 shutdown:0 cgroup:1 lastsnd:200 lastrcv:200 lastack:200",
+                "TIME_WAIT 0 0 127.0.0.1:33665 127.0.0.1:48168 family:10 timer:TimeWait,59800,0 uid:0 ino:0 sk:1372",
+                "ESTABLISHED 0 0 [::1]:54971 [::1]:44458 family:10 timer:None,0,0 uid:0 ino:1507990 sk:1373 shutdown:0 cgroup:1 lastsnd:200 lastrcv:200 lastack:200",
+                "CLOSE_WAIT 1 0 [::1]:59215 [::1]:48056 family:10 timer:None,0,0 uid:65534 ino:1507993 sk:1374 shutdown:1 cgroup:1 lastsnd:200 lastrcv:200 lastack:200",
             ][..],
         ),
     ] {
@@ -215,8 +217,9 @@ fn find(states: &[State], cookie: u64) -> Option<Entry> {
     };
     let mut found = None;
     let complete = Diag::open().unwrap().dump(query, |entry| {
-        assert!(states.contains(&entry.state), "not asked for: {entry:?}");
+        // Others may have changed their state since the kernel compared it.
         if entry.cookie == cookie {
+            assert!(states.contains(&entry.state), "not asked for: {entry:?}");
             found = Some(*entry);
         }
     });
@@ -305,4 +308,27 @@ fn a_connection_is_shown_in_each_of_its_states() {
             find(&State::ALL, client_cookie).is_none().then_some(())
         });
     }
+}
+
+#[test]
+fn what_was_sent_again_is_counted() {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, listen, socket_with};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // One connection fits into the queue of a backlog of 0. To the next one nobody answers.
+    listen(&listener, 0).unwrap();
+    let _first = TcpStream::connect(address).unwrap();
+    wait_for("the queue is full", || {
+        find(&[State::Listen], cookie(&listener)).filter(|entry| entry.recv_queue == 1)
+    });
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let next = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+    connect(&next, &address).unwrap_err();
+    let next = cookie(&next);
+    let begun = find(&[State::SynSent], next).unwrap();
+    assert_eq!((begun.timer, begun.retransmits), (Timer::Retransmit, 0));
+    let again = wait_for("a second SYN", || {
+        find(&[State::SynSent], next).filter(|entry| entry.retransmits > 0)
+    });
+    assert_eq!(again.retransmits, 1);
 }
