@@ -22,6 +22,12 @@ pub fn of_cgroup(path: &str) -> Option<String> {
         .or_else(|| of_cgroup(parent))
 }
 
+/// Whether the last part of a cgroup's path is a container's own scope or service, not one that
+/// systemd would run anyway.
+pub(crate) fn is_container(name: &str) -> bool {
+    engine_id(name).is_some() || machine_name(name).is_some()
+}
+
 fn engine_id(name: &str) -> Option<&str> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
     let (prefix, id) = name.rsplit_once(['-', ':']).unwrap_or(("", name));

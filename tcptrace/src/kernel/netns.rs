@@ -8,6 +8,7 @@
 //! enters through one of them, on a thread of its own. That costs 0.2 ms beside the look itself.
 
 use std::collections::{BTreeMap, HashSet};
+use std::error::Error as _;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,6 +24,7 @@ use super::mountinfo;
 use super::netstat::TcpExt;
 use super::procfs::{self, Unseen};
 use super::sock_diag::Diag;
+use crate::reason::Reason;
 
 /// Paths kept for one namespace: a process may end between the look at `/proc` and the entry.
 const DOORS: usize = 4;
@@ -70,6 +72,48 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+/// Why namespaces could not be looked into: those that lack the same privilege together.
+#[must_use]
+pub fn reasons(errors: &[Error]) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    for wanted in ["CAP_SYS_ADMIN", "CAP_SYS_PTRACE"] {
+        let denied = errors.iter().filter_map(|error| match error {
+            Error::Denied { inode, capability } if *capability == wanted => Some(inode),
+            _ => None,
+        });
+        let inodes: Vec<&u32> = denied.collect();
+        let what = match inodes.as_slice() {
+            [] => continue,
+            [one] => format!("network namespace {one} cannot be entered"),
+            [first, ..] => format!(
+                "network namespaces that cannot be entered: {} (the first is {first})",
+                inodes.len()
+            ),
+        };
+        reasons.push(Reason::new(what, format!("run as root, or with {wanted}")));
+    }
+    let others = errors
+        .iter()
+        .filter(|error| matches!(error, Error::Other { .. }));
+    reasons.extend(others.map(|error| match error.source() {
+        Some(source) => Reason::new(format_args!("{error}: {source}"), fix_of(source)),
+        None => Reason::new(error, "look at that namespace with `ss`"),
+    }));
+    reasons
+}
+
+fn fix_of(source: &(dyn std::error::Error + 'static)) -> &'static str {
+    let errno = source
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::raw_os_error);
+    match errno {
+        Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
+        Some(libc::EPROTONOSUPPORT) => "modprobe tcp_diag",
+        Some(libc::EACCES | libc::EPERM) => "a security module forbids it: allow it there",
+        _ => "please report it, with the output of `tcptrace doctor`",
+    }
 }
 
 impl Namespaces {
@@ -295,17 +339,17 @@ impl Found {
     /// The namespaces of all processes and threads, and what their mount namespaces have mounted.
     fn processes(&mut self) -> io::Result<Unseen> {
         let mut tids = Vec::new();
-        procfs::processes(|proc, pid| {
-            match procfs::link_inode(proc, format!("{pid}/ns/net"), NET) {
+        procfs::processes(|process| {
+            let pid = process.pid();
+            match procfs::link_inode(process, "ns/net", NET) {
                 Ok(Some(inode)) => self.door(inode, || format!("/proc/{pid}/ns/net").into()),
                 // The first thread may have ended while others live on.
                 Ok(None) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(error),
             }
             // The directory has two links more than threads: most processes end here.
-            let task = format!("{pid}/task");
-            if statat(proc, &task, AtFlags::empty())?.st_nlink > 3 {
-                let tasks = procfs::open_dir(proc, &task)?;
+            if statat(process, "task", AtFlags::empty())?.st_nlink > 3 {
+                let tasks = procfs::open_dir(process, "task")?;
                 procfs::numbers(&tasks, &mut tids)?;
                 for &tid in tids.iter().filter(|&&tid| tid != pid) {
                     match procfs::link_inode(&tasks, format!("{tid}/ns/net"), NET) {
@@ -317,11 +361,11 @@ impl Found {
                     }
                 }
             }
-            let Some(mnt) = procfs::link_inode(proc, format!("{pid}/ns/mnt"), MNT)? else {
+            let Some(mnt) = procfs::link_inode(process, "ns/mnt", MNT)? else {
                 return Ok(());
             };
             if !self.mount_namespaces.contains(&mnt) {
-                let table = match procfs::read(proc, format!("{pid}/mountinfo")) {
+                let table = match procfs::read(process, "mountinfo") {
                     Err(Errno::INVAL) => return Ok(()), // it has just ended
                     table => table?,
                 };

@@ -1,11 +1,14 @@
-//! Processes: who they are, and which of them hold a socket.
+//! Processes: who they are, and which descriptors of theirs refer to sockets.
 //!
 //! A pass over all file descriptors of a host is one readlink per descriptor, with no allocation
 //! and no path from the root; that is why the directories are read here and not through a crate
 //! that makes an object of each.
 
-use std::collections::HashSet;
-use std::fmt;
+mod descendants;
+mod details;
+mod handle;
+mod sockets;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
@@ -13,20 +16,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
 use rustix::io::Errno;
-use rustix::path::{Arg, DecInt};
+use rustix::path::Arg;
 
-use crate::event::Comm;
+use super::capabilities::{self, Capabilities, Capability};
+use crate::reason::Reason;
 
-/// A file descriptor that refers to a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Holder {
-    /// Inode of the socket's file, as `sock_diag` tells it.
-    pub inode: u32,
-    /// The process, as this program's `/proc` numbers it.
-    pub pid: u32,
-    /// Its file descriptor.
-    pub fd: u32,
-}
+pub use descendants::{descendants, own_pid};
+pub use details::Details;
+pub use handle::{Handle, Process};
+pub use sockets::{Descriptor, sockets};
 
 /// What a pass over `/proc` could not see, so that its answer may lack something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +32,8 @@ pub struct Unseen {
     /// Processes that could not be read. Kernel threads and zombies do not count: they hold
     /// nothing.
     pub unreadable: u32,
+    /// The first of them.
+    pub first: Option<u32>,
     /// Why there may be processes that `/proc` does not even list.
     pub hidden: Option<Hidden>,
 }
@@ -55,138 +55,70 @@ impl Unseen {
     }
 }
 
-impl fmt::Display for Unseen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_empty() {
-            return f.write_str("every process could be read");
-        }
+impl Unseen {
+    /// Why, and what can be done about it, for a program with these capabilities.
+    #[must_use]
+    pub fn reasons(&self, capabilities: Capabilities) -> Vec<Reason> {
+        let mut reasons = Vec::new();
         if self.unreadable > 0 {
-            write!(
-                f,
-                "processes that could not be read: {} (CAP_SYS_PTRACE is missing, or a security module forbids it)",
-                self.unreadable
-            )?;
-        }
-        if self.unreadable > 0 && self.hidden.is_some() {
-            f.write_str("; ")?;
+            let which = match (self.unreadable, self.first) {
+                (1, Some(pid)) => format!("1 (pid {pid})"),
+                (count, Some(pid)) => format!("{count} (the first is pid {pid})"),
+                (count, None) => count.to_string(),
+            };
+            let missing =
+                capabilities.missing(&[Capability::SYS_PTRACE, Capability::DAC_READ_SEARCH]);
+            let fix = if missing.is_empty() {
+                "a security module forbids it, or their user namespace is another one: run on the host, where \
+                 that is allowed"
+                    .to_owned()
+            } else {
+                format!("run as root, or with {}", capabilities::list(&missing))
+            };
+            reasons.push(Reason::new(
+                format_args!("processes that could not be read: {which}"),
+                fix,
+            ));
         }
         match self.hidden {
-            None => Ok(()),
-            Some(Hidden::Hidepid) => f.write_str(
-                "/proc hides processes (hidepid): run as root, or with CAP_SYS_PTRACE",
-            ),
-            Some(Hidden::PidNamespace) => f.write_str(
-                "processes outside this pid namespace are out of sight: run on the host, or share its pid namespace",
-            ),
+            None => {}
+            Some(Hidden::Hidepid) => reasons.push(Reason::new(
+                "/proc hides processes (hidepid)",
+                "run as root, or with CAP_SYS_PTRACE",
+            )),
+            Some(Hidden::PidNamespace) => reasons.push(Reason::new(
+                "processes outside this pid namespace are out of sight",
+                "run on the host, or share its pid namespace",
+            )),
         }
+        reasons
     }
 }
 
-/// Finds every file descriptor that refers to a socket in `wanted`, in one pass over all
-/// processes, and hands it to `each`. A socket may have several holders.
-///
-/// A process whose threads do not share their descriptors (`CLONE_FILES`) is seen as its first
-/// thread sees it. Processes that end meanwhile are left out.
-///
-/// # Errors
-///
-/// When `/proc` cannot be read at all, or no file descriptor is left to read it with (`EMFILE`).
-pub fn holders(wanted: &HashSet<u32>, mut each: impl FnMut(Holder)) -> io::Result<Unseen> {
-    let mut fds = Vec::new();
-    let mut tids = Vec::new();
-    processes(|proc, pid| {
-        let mut scan = |table: OwnedFd| -> Result<bool, Errno> {
-            numbers(&table, &mut fds)?;
-            for &fd in &fds {
-                let inode = match link_inode(&table, DecInt::new(fd), "socket:[") {
-                    Err(Errno::NOENT) => continue, // closed meanwhile
-                    inode => inode?,
-                };
-                if let Some(inode) = inode.filter(|inode| wanted.contains(inode)) {
-                    each(Holder { inode, pid, fd });
-                }
-            }
-            Ok(!fds.is_empty())
-        };
-        if scan(open_dir(proc, format!("{pid}/fd"))?)? {
-            return Ok(());
-        }
-        // The first thread may have ended, its descriptors with it, while others live on.
-        let tasks = open_dir(proc, format!("{pid}/task"))?;
-        numbers(&tasks, &mut tids)?;
-        for tid in tids.iter().filter(|&&tid| tid != pid) {
-            match open_dir(&tasks, format!("{tid}/fd")).and_then(&mut scan) {
-                Ok(true) => break,
-                Ok(false) | Err(Errno::NOENT | Errno::SRCH) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    })
-}
-
-/// A process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// Its id, as this program's `/proc` numbers it.
-    pub pid: u32,
-    /// `comm` of its first thread.
-    pub comm: Comm,
-    /// When it started, `CLOCK_BOOTTIME` in nanoseconds, cut to clock ticks of 10 ms. With the pid
-    /// it names a process for good.
-    pub start: u64,
-}
-
-/// Who `pid` is. None when there is no such process, or `/proc` hides it.
-#[must_use]
-pub fn process(pid: u32) -> Option<Process> {
-    let stat = read(CWD, format!("/proc/{pid}/stat")).ok()?;
-    let (comm, start) = comm_and_start(&stat)?;
-    Some(Process {
-        pid,
-        comm: Comm::new(comm),
-        start: start.saturating_mul(tick()),
-    })
-}
-
-/// Nanoseconds in a clock tick of `/proc/PID/stat`: 10 ms everywhere but on alpha and ia64.
-fn tick() -> u64 {
-    1_000_000_000 / rustix::param::clock_ticks_per_second().max(1)
-}
-
-/// Field 2, without its parentheses, and field 22, in clock ticks since boot, of
-/// `/proc/PID/stat`. A comm may contain blanks and parentheses, the fields behind it do not.
-fn comm_and_start(stat: &[u8]) -> Option<(&[u8], u64)> {
-    let open = stat.iter().position(|&byte| byte == b'(')?;
-    let close = stat.iter().rposition(|&byte| byte == b')')?;
-    let comm = stat.get(open + 1..close)?;
-    Some((comm, stat_field(&stat[close + 1..], 22)?))
-}
-
-/// Field `number` (counted from 1, at least 3) of `/proc/PID/stat`, of the part behind the comm.
-fn stat_field(behind_comm: &[u8], number: usize) -> Option<u64> {
-    let behind_comm = std::str::from_utf8(behind_comm).ok()?;
-    let mut fields = behind_comm.split_ascii_whitespace();
-    fields.nth(number.checked_sub(3)?)?.parse().ok()
-}
-
-/// Calls `visit` for every process, with the directory `/proc`. A process that ends meanwhile
-/// (`ENOENT`, `ESRCH`) is passed over, one that may not be read (`EACCES`, `EPERM`) is counted.
-pub(super) fn processes(
-    mut visit: impl FnMut(&OwnedFd, u32) -> Result<(), Errno>,
-) -> io::Result<Unseen> {
+/// Calls `visit` for every process. One that ends meanwhile (`ENOENT`, `ESRCH`) is passed over, one
+/// that may not be read (`EACCES`, `EPERM`) is counted.
+pub(super) fn processes(mut visit: impl FnMut(&Handle) -> Result<(), Errno>) -> io::Result<Unseen> {
     let proc = open_dir(CWD, "/proc")?;
     let mut unseen = Unseen {
         unreadable: 0,
+        first: None,
         hidden: hidden(&proc),
     };
     let mut pids = Vec::new();
     numbers(&proc, &mut pids)?;
     for pid in pids {
-        match visit(&proc, pid) {
+        let process = match Handle::open_at(&proc, pid) {
+            Ok(process) => process,
+            Err(Errno::NOENT | Errno::SRCH) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match visit(&process) {
             Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
             Err(Errno::ACCESS | Errno::PERM) => {
-                unseen.unreadable += u32::from(may_hold_something(&proc, pid));
+                if process.may_hold_something() {
+                    unseen.unreadable += 1;
+                    unseen.first.get_or_insert(pid);
+                }
             }
             Err(error) => return Err(error.into()),
         }
@@ -198,32 +130,36 @@ pub(super) fn processes(
 /// interface.
 const INITIAL_PID_NAMESPACE: u32 = 0xEFFF_FFFC;
 
+/// Whether this program's `/proc` numbers processes otherwise than the initial pid namespace does, and
+/// with it the probes.
+#[must_use]
+pub fn has_private_pids() -> bool {
+    open_dir(CWD, "/proc").is_ok_and(|proc| is_private(&proc))
+}
+
+fn is_private(proc: &OwnedFd) -> bool {
+    let own = link_inode(proc, "self/ns/pid", "pid:[");
+    own != Ok(Some(INITIAL_PID_NAMESPACE))
+}
+
+/// `PROC_USER_INIT_INO`: the inode number of the initial user namespace.
+const INITIAL_USER_NAMESPACE: u32 = 0xEFFF_FFFD;
+
+/// Whether this program is in a user namespace of its own, in which it can be root without being it
+/// elsewhere.
+#[must_use]
+pub fn has_own_user_namespace() -> bool {
+    let own = link_inode(CWD, "/proc/self/ns/user", "user:[");
+    // Without the file, this kernel has none.
+    matches!(own, Ok(Some(inode)) if inode != INITIAL_USER_NAMESPACE)
+}
+
 fn hidden(proc: &OwnedFd) -> Option<Hidden> {
     // Every pid namespace has a process 1, and hidepid hides it from those it hides others from.
     if matches!(open_dir(proc, "1"), Err(Errno::NOENT)) {
         return Some(Hidden::Hidepid);
     }
-    match link_inode(proc, "self/ns/pid", "pid:[") {
-        Ok(Some(INITIAL_PID_NAMESPACE)) => None,
-        _ => Some(Hidden::PidNamespace),
-    }
-}
-
-/// Whether a process that refused to be read is alive (one that ends refuses, too) and no kernel
-/// thread. That is in `/proc/PID/stat`, which everyone may read.
-fn may_hold_something(proc: &OwnedFd, pid: u32) -> bool {
-    const PF_KTHREAD: u64 = 0x0020_0000;
-    let stat = match open_dir(proc, pid.to_string()).and_then(|dir| read(&dir, "stat")) {
-        Ok(stat) => stat,
-        Err(error) => return !matches!(error, Errno::NOENT | Errno::SRCH),
-    };
-    let Some(close) = stat.iter().rposition(|&byte| byte == b')') else {
-        return true;
-    };
-    let fields = &stat[close + 1..];
-    let dead = matches!(fields, [b' ', b'Z' | b'X', ..]);
-    let kernel_thread = stat_field(fields, 9).is_some_and(|flags| flags & PF_KTHREAD != 0);
-    !dead && !kernel_thread
+    is_private(proc).then_some(Hidden::PidNamespace)
 }
 
 pub(super) fn open_dir(at: impl AsFd, path: impl Arg) -> Result<OwnedFd, Errno> {
@@ -284,29 +220,7 @@ fn decimal(digits: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
-    use std::os::fd::AsRawFd;
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
-
-    #[test]
-    fn a_comm_may_look_like_the_fields_behind_it() {
-        let stat = b"7 (a) S 1 (b 2) R 1 7 7 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 5551212 1 2 3";
-        let (comm, start) = comm_and_start(stat).unwrap();
-        assert_eq!(comm, b"a) S 1 (b 2");
-        assert_eq!(start, 5_551_212);
-    }
-
-    #[test]
-    fn a_cut_stat_is_no_process() {
-        let stat = b"7 (cat) R 1 7 7 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 5551212 1 2 3\n";
-        let end = stat.windows(8).position(|w| w == b"5551212 ").unwrap();
-        for length in 0..end {
-            assert_eq!(comm_and_start(&stat[..length]), None, "{length} bytes");
-        }
-        assert_eq!(comm_and_start(b") ("), None);
-    }
 
     #[test]
     fn links_of_another_kind_have_no_inode() {
@@ -328,57 +242,27 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_itself() {
-        let me = process(std::process::id()).unwrap();
-        let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
-        assert_eq!(me.comm, Comm::new(comm.trim_end().as_bytes()));
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
-        let age = now.checked_sub(me.start).expect("it started in the past");
-        assert!(age < 3600 * 1_000_000_000, "{age} ns old");
-    }
-
-    #[test]
-    fn a_process_that_never_was_is_none() {
-        assert_eq!(process(u32::MAX), None);
-    }
-
-    #[test]
-    fn a_socket_is_found_by_each_descriptor_that_holds_it() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let second = listener.try_clone().unwrap();
-        let other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let inode = |fd| {
-            let path = format!("/proc/self/fd/{fd}");
-            std::fs::metadata(path).unwrap().ino() as u32
-        };
-        let wanted = HashSet::from([inode(listener.as_raw_fd())]);
-        assert!(!wanted.contains(&inode(other.as_raw_fd())));
-
-        let mut found = Vec::new();
-        holders(&wanted, |holder| found.push(holder)).unwrap();
-
-        found.sort_unstable();
-        let mut expected = [listener.as_raw_fd(), second.as_raw_fd()].map(|fd| Holder {
-            inode: inode(fd),
-            pid: std::process::id(),
-            fd: fd as u32,
-        });
-        expected.sort_unstable();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
     fn what_was_not_seen_is_said() {
         let unseen = Unseen {
             unreadable: 3,
+            first: Some(7),
             hidden: Some(Hidden::PidNamespace),
         };
+        let said = |capabilities| -> Vec<String> {
+            let reasons = unseen.reasons(capabilities);
+            reasons.iter().map(Reason::to_string).collect()
+        };
         assert_eq!(
-            unseen.to_string(),
-            "processes that could not be read: 3 (CAP_SYS_PTRACE is missing, or a security module \
-             forbids it); processes outside this pid namespace are out of sight: run on the host, \
-             or share its pid namespace"
+            said(Capabilities(0)),
+            [
+                "processes that could not be read: 3 (the first is pid 7); run as root, or with \
+                 CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+                "processes outside this pid namespace are out of sight; run on the host, or share \
+                 its pid namespace"
+            ]
         );
+        let all = said(Capabilities(u64::MAX));
+        assert!(all[0].contains("a security module"), "{all:?}");
+        assert!(Unseen::default().reasons(Capabilities(0)).is_empty());
     }
 }
