@@ -21,6 +21,11 @@ pub struct Config {
     pub remote_port: u32,
     /// Port wanted on either side, 0 for any.
     pub any_port: u32,
+    /// Process whose descendants are marked ([`Flags::IN_TREE`](crate::Flags::IN_TREE)), by the process
+    /// id in its own pid namespace; 0 for none.
+    pub tree_root: u32,
+    /// Inode number of that pid namespace.
+    pub tree_pid_ns: u32,
     /// Always 0.
     pub reserved: u32,
     /// `TCP_TIMEWAIT_LEN` (60 s) in jiffies.
@@ -42,6 +47,8 @@ impl Config {
         local_port: 0,
         remote_port: 0,
         any_port: 0,
+        tree_root: 0,
+        tree_pid_ns: 0,
         reserved: 0,
         time_wait_jiffies: 0,
         tw_timer_handler: 0,

@@ -5,17 +5,47 @@
 pub const MISSING: u32 = u32::MAX;
 
 /// One row of the table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FieldSpec {
     /// Where it is: a struct, then its members, as C writes them. A dot goes into a nested struct,
     /// never through a pointer.
     pub path: &'static str,
     /// What is lost without it; `None`: nothing works without it.
-    pub without: Option<&'static str>,
+    pub without: Option<Loss>,
 }
 
+/// What a kernel without some field cannot tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// What.
+    pub what: &'static str,
+    /// Which kernel can.
+    pub fix: &'static str,
+}
+
+const IPV6: Loss = Loss {
+    what: "IPv6 addresses",
+    fix: "it needs a kernel with CONFIG_IPV6",
+};
+const CONTAINER: Loss = Loss {
+    what: "the container of a socket",
+    fix: "it needs a kernel with CONFIG_SOCK_CGROUP_DATA=y, of 5.15 or later",
+};
+const LINGER2: Loss = Loss {
+    what: "TCP_LINGER2 below 0, which avoids TIME_WAIT",
+    fix: "please report it, with the output of `tcptrace doctor`",
+};
+const ANCESTRY: Loss = Loss {
+    what: "which processes a program has started",
+    fix: "please report it, with the output of `tcptrace doctor`",
+};
+const ENTRY: Loss = Loss {
+    what: "when TIME_WAIT began, where only its timer tells",
+    fix: "it needs a kernel of 6.14 or later, which keeps it",
+};
+
 macro_rules! fields {
-    ($($(#[$doc:meta])* $name:ident = $path:literal $(, without: $without:literal)?;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $path:literal $(, without: $without:expr)?;)*) => {
         /// A field of a kernel struct; its number is its place in [`FIELDS`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
@@ -31,7 +61,7 @@ macro_rules! fields {
         pub const FIELD_COUNT: usize = [$($path),*].len();
     };
     (@without) => { None };
-    (@without $without:literal) => { Some($without) };
+    (@without $without:expr) => { Some($without) };
 }
 
 fields! {
@@ -40,8 +70,8 @@ fields! {
     SkcBoundPort = "sock_common.skc_num";
     SkcRemoteAddr = "sock_common.skc_daddr";
     SkcLocalAddr = "sock_common.skc_rcv_saddr";
-    SkcRemoteAddr6 = "sock_common.skc_v6_daddr", without: "IPv6 addresses";
-    SkcLocalAddr6 = "sock_common.skc_v6_rcv_saddr", without: "IPv6 addresses";
+    SkcRemoteAddr6 = "sock_common.skc_v6_daddr", without: IPV6;
+    SkcLocalAddr6 = "sock_common.skc_v6_rcv_saddr", without: IPV6;
     SkcNet = "sock_common.skc_net.net";
     SkcCookie = "sock_common.skc_cookie";
     SkcReferences = "sock_common.skc_refcnt";
@@ -51,11 +81,11 @@ fields! {
     SkShutdown = "sock.sk_shutdown";
     SkOwned = "sock.sk_lock.owned";
     SkSocket = "sock.sk_socket";
-    SkCgroup = "sock.sk_cgrp_data.cgroup", without: "the container of a socket";
-    CgroupNode = "cgroup.kn", without: "the container of a socket";
-    NodeId = "kernfs_node.id", without: "the container of a socket";
+    SkCgroup = "sock.sk_cgrp_data.cgroup", without: CONTAINER;
+    CgroupNode = "cgroup.kn", without: CONTAINER;
+    NodeId = "kernfs_node.id", without: CONTAINER;
     InetLocalPort = "inet_sock.inet_sport";
-    TcpLinger2 = "tcp_sock.linger2", without: "TCP_LINGER2 below 0, which avoids TIME_WAIT";
+    TcpLinger2 = "tcp_sock.linger2", without: LINGER2;
     SocketFile = "socket.file";
     SocketSock = "socket.sk";
     FileInode = "file.f_inode";
@@ -65,14 +95,21 @@ fields! {
     TaskComm = "task_struct.comm";
     TaskFlags = "task_struct.flags";
     TaskStart = "task_struct.start_boottime";
+    TaskParent = "task_struct.real_parent", without: ANCESTRY;
+    TaskPid = "task_struct.thread_pid", without: ANCESTRY;
+    PidLevel = "pid.level", without: ANCESTRY;
+    PidNumbers = "pid.numbers", without: ANCESTRY;
+    UpidNumber = "upid.nr", without: ANCESTRY;
+    UpidNamespace = "upid.ns", without: ANCESTRY;
+    PidNsInode = "pid_namespace.ns.inum", without: ANCESTRY;
     TaskFiles = "task_struct.files";
     FilesTable = "files_struct.fdt";
     TableFds = "fdtable.fd";
     TwSubstate = "inet_timewait_sock.tw_substate";
     TwLocalPort = "inet_timewait_sock.tw_sport";
     TwTimer = "inet_timewait_sock.tw_timer";
-    TwEntryStamp = "inet_timewait_sock.tw_entry_stamp", without: "when TIME_WAIT began, where only its timer tells (6.14 and later keep it)";
-    TwTimestamps = "tcp_timewait_sock.tw_ts_recent_stamp", without: "when TIME_WAIT began, where only its timer tells (6.14 and later keep it)";
+    TwEntryStamp = "inet_timewait_sock.tw_entry_stamp", without: ENTRY;
+    TwTimestamps = "tcp_timewait_sock.tw_ts_recent_stamp", without: ENTRY;
     TimerExpires = "timer_list.expires";
     TimerFunction = "timer_list.function";
 }

@@ -11,6 +11,8 @@ use aya_ebpf::{
 };
 use tcptrace_ebpf::{Config, FIELD_COUNT, Field, Flags, Header, Kind, MISSING};
 
+use crate::tree;
+
 /// Offsets of [`Field`]s on the running kernel; the user side fills them in.
 #[unsafe(no_mangle)]
 static OFFSETS: [Global<u32>; FIELD_COUNT] = [const { Global::new(MISSING) }; FIELD_COUNT];
@@ -172,6 +174,8 @@ unsafe fn address6<R: Read>(sk: *const u8, field: Field) -> [u32; 4] {
     }
 }
 
+/// `PF_EXITING` (`include/linux/sched.h`): set before an ending process gives up its files.
+const PF_EXITING: u32 = 0x0000_0004;
 /// `PF_KTHREAD` (`include/linux/sched.h`).
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -211,11 +215,10 @@ pub(crate) unsafe fn write_header(header: *mut Header, kind: Kind, cookie: u64, 
         (*header).remote_port = tuple.remote_port;
         (*header).kind = kind as u8;
         (*header).family = tuple.family as u8;
-        (*header).flags = if flags & PF_KTHREAD != 0 {
-            Flags::KTHREAD
-        } else {
-            0
-        };
+        // Without branches: the verifier follows both ways of each.
+        (*header).flags = (u16::from(flags & PF_KTHREAD != 0) * Flags::KTHREAD)
+            | (u16::from(flags & PF_EXITING != 0) * Flags::EXITING)
+            | (u16::from(tree::contains(leader)) * Flags::IN_TREE);
     }
 }
 

@@ -10,6 +10,6 @@ mod record;
 mod state;
 
 pub use config::{Caller, Config, Counter, TextRange};
-pub use fields::{FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING};
+pub use fields::{FIELD_COUNT, FIELDS, Field, FieldSpec, Loss, MISSING};
 pub use record::{Flags, Header, Kind, TimeWait, Transition};
 pub use state::State;

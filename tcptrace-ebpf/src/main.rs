@@ -18,6 +18,8 @@ mod timewait_functions;
 mod timewait_timers;
 #[cfg(target_arch = "bpf")]
 mod transition;
+#[cfg(target_arch = "bpf")]
+mod tree;
 
 /// Nothing here panics; the language wants a handler all the same.
 #[cfg(target_arch = "bpf")]

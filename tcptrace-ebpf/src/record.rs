@@ -30,6 +30,10 @@ impl Flags {
     pub const KTHREAD: u16 = 4;
     /// `TCP_LINGER2` is below 0: FIN_WAIT2 ends without TIME_WAIT.
     pub const NO_TIME_WAIT: u16 = 8;
+    /// The current task is ending (`PF_EXITING`): what it closes, the kernel closes for it.
+    pub const EXITING: u16 = 16;
+    /// The current task's process descends from [`Config::tree_root`](crate::Config::tree_root).
+    pub const IN_TREE: u16 = 32;
 }
 
 /// What every record begins with: when, which socket, and who ran on the CPU.
