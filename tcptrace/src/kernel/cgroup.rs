@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 
 use super::{mountinfo, procfs};
+use crate::reason::Reason;
 
 /// The cgroup2 file system, to find a cgroup's path by its id.
 #[derive(Debug)]
@@ -29,6 +30,15 @@ struct KernfsHandle {
 /// `include/linux/exportfs.h`; kernfs handles are these eight bytes since Linux 5.5.
 const FILEID_KERNFS: c_int = 0xfe;
 
+/// What is lost without cgroup2.
+#[must_use]
+pub fn reason(error: &io::Error) -> Reason {
+    Reason::new(
+        format_args!("the container of a socket is not known: {error}"),
+        "mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup (where version 1 is, at a folder of its own)",
+    )
+}
+
 impl Cgroups {
     /// Finds the cgroup2 mount, wherever it is: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a
     /// host with both versions.
@@ -47,6 +57,12 @@ impl Cgroups {
             mount: procfs::open_dir(CWD, &mount.point)?,
             point: mount.point,
         })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn point(&self) -> &Path {
+        &self.point
     }
 
     /// The path of the cgroup `id` below the mount, beginning with a slash. None when that cgroup

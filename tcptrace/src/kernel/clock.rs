@@ -60,6 +60,13 @@ pub fn hz() -> u32 {
     ((1_000_000_000 + tick / 2) / tick) as u32
 }
 
+/// Whether a kernel can be built with this HZ: 24 to 1200 (`kernel/Kconfig.hz`, and those of Alpha and MIPS;
+/// 6.18).
+#[must_use]
+pub const fn is_plausible(hz: u32) -> bool {
+    matches!(hz, 24..=1200)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,16 +7,19 @@ use std::{
 
 use tcptrace_ebpf::TextRange;
 
-/// Finds where functions lie. A function ends where the next symbol begins. One that is not there, or
-/// whose address the kernel hides (zeros without `CAP_SYSLOG`), is an empty range.
+/// Finds where functions lie. A function ends where the next symbol begins; one that is not there is an
+/// empty range. `None` where the kernel hides all addresses (zeros without `CAP_SYSLOG`).
 ///
 /// # Errors
 /// When `/proc/kallsyms` cannot be read.
-pub fn find<const N: usize>(names: [&str; N]) -> io::Result<[TextRange; N]> {
+pub fn find<const N: usize>(names: [&str; N]) -> io::Result<Option<[TextRange; N]>> {
     read(BufReader::new(File::open("/proc/kallsyms")?), names)
 }
 
-fn read<const N: usize>(mut lines: impl BufRead, names: [&str; N]) -> io::Result<[TextRange; N]> {
+fn read<const N: usize>(
+    mut lines: impl BufRead,
+    names: [&str; N],
+) -> io::Result<Option<[TextRange; N]>> {
     let mut starts = [0; N];
     let mut line = Vec::new();
     let mut all = Vec::new();
@@ -29,8 +32,11 @@ fn read<const N: usize>(mut lines: impl BufRead, names: [&str; N]) -> io::Result
         }
         line.clear();
     }
+    if all.iter().all(|address| *address == 0) {
+        return Ok(None);
+    }
     all.sort_unstable();
-    Ok(starts.map(|start| {
+    Ok(Some(starts.map(|start| {
         let end = all
             .get(all.partition_point(|address| *address <= start))
             .copied();
@@ -38,7 +44,7 @@ fn read<const N: usize>(mut lines: impl BufRead, names: [&str; N]) -> io::Result
             Some(end) if start != 0 => TextRange { start, end },
             _ => TextRange::default(),
         }
-    }))
+    })))
 }
 
 /// Address and name of a symbol in the kernel's text: `ffffffff81000000 t name`, with ` [module]` after
@@ -67,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_function_ends_where_the_next_begins() {
-        let [handler, last] = read(TEXT, ["tw_timer_handler", "last"]).unwrap();
+        let [handler, last] = read(TEXT, ["tw_timer_handler", "last"]).unwrap().unwrap();
         assert_eq!(
             handler,
             TextRange {
@@ -79,9 +85,14 @@ mod tests {
     }
 
     #[test]
+    fn a_function_that_is_not_there_is_no_range() {
+        let found = read(TEXT, ["inet_twsk_free"]).unwrap();
+        assert_eq!(found, Some([TextRange::default()]));
+    }
+
+    #[test]
     fn hidden_addresses_are_unknown() {
         let hidden = b"0000000000000000 t tw_timer_handler\n0000000000000000 T next\n";
-        let [handler] = read(&hidden[..], ["tw_timer_handler"]).unwrap();
-        assert_eq!(handler, TextRange::default());
+        assert_eq!(read(&hidden[..], ["tw_timer_handler"]).unwrap(), None);
     }
 }
