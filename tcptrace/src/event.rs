@@ -34,8 +34,10 @@ pub enum Event {
     Look(Look),
     /// A socket that exists.
     Socket(Row),
-    /// A process that holds a socket.
+    /// A descriptor by which a process holds a socket.
     Holder(Holder),
+    /// Who a process is that holds a socket in a state that was asked for.
+    Process(Box<Process>),
     /// All records made before the look's end are in: what it did not show is gone.
     LookEnd {
         /// When the look ended.
@@ -98,7 +100,7 @@ impl Event {
             | Self::Overflow { time, .. }
             | Self::Clock { time, .. }
             | Self::Tick { time } => *time,
-            Self::Holder(_) | Self::Cgroup { .. } => return None,
+            Self::Holder(_) | Self::Process(_) | Self::Cgroup { .. } => return None,
         })
     }
 }
@@ -126,6 +128,13 @@ pub struct Start {
     pub hz: u32,
     /// Inode number of the network namespace of the recorder.
     pub netns: u32,
+    /// Transitions are traced. Without, everything is known from looks alone.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub transitions: bool,
+    /// The recorder was in a pid namespace of its own: looks number processes as that does, the probes
+    /// as the initial one does.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub private_pids: bool,
     /// How TIME_WAIT was followed.
     pub time_wait: Probes,
     /// How `accept()` was followed.
@@ -311,6 +320,12 @@ pub struct Task {
     /// A kernel thread.
     #[serde(default, skip_serializing_if = "is_false")]
     pub kthread: bool,
+    /// It was ending: what it closes, the kernel closes for it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub exiting: bool,
+    /// Its process descends from the one whose tree is watched, if any is.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tree: bool,
 }
 
 /// What every record says of its socket.
@@ -436,6 +451,57 @@ pub enum Scope {
     TimeWait,
     /// Sockets in TIME_WAIT that waited in FIN_WAIT2 for it. Nothing is said of others.
     Orphans,
+    /// Sockets in these states, and listeners. Nothing is said of others.
+    States(States),
+}
+
+/// A set of states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct States {
+    mask: u16,
+}
+
+impl States {
+    /// Mask of [`State::bit`]s.
+    #[must_use]
+    pub const fn mask(self) -> u16 {
+        self.mask
+    }
+
+    /// Whether `state` is one of them.
+    #[must_use]
+    pub const fn contains(self, state: State) -> bool {
+        self.mask & state.bit() != 0
+    }
+
+    /// Whether all of `others` are.
+    #[must_use]
+    pub const fn contains_all(self, others: Self) -> bool {
+        others.mask & !self.mask == 0
+    }
+}
+
+impl FromIterator<State> for States {
+    fn from_iter<T: IntoIterator<Item = State>>(states: T) -> Self {
+        let mask = states.into_iter().fold(0, |mask, state| mask | state.bit());
+        Self { mask }
+    }
+}
+
+impl Serialize for States {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let states = State::ALL.into_iter().filter(|state| self.contains(*state));
+        to.collect_seq(states.map(State::name))
+    }
+}
+
+impl<'de> Deserialize<'de> for States {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Vec::<std::borrow::Cow<'_, str>>::deserialize(from)?
+            .iter()
+            .map(|name| state::of_name(name))
+            .collect()
+    }
 }
 
 /// A socket that exists, as `sock_diag` shows it.
@@ -446,7 +512,8 @@ pub struct Row {
     /// Which socket.
     #[serde(flatten)]
     pub socket: Socket,
-    /// Its state; of a timewait socket, FIN_WAIT2 or TIME_WAIT.
+    /// Its state; of a timewait socket, FIN_WAIT2 or TIME_WAIT. CLOSE: the connection is over, the socket is
+    /// in no table of the kernel, and a process still holds it.
     #[serde(with = "state")]
     pub state: State,
     /// Inode of its file; 0 without one: not accepted, orphaned, or a timewait socket.
@@ -457,19 +524,90 @@ pub struct Row {
     /// Time until a timewait socket's timer is due, milliseconds; `None` for a full socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_wait_ms: Option<u32>,
+    /// What it waits for; only where the look was asked for sockets in its state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
 }
 
-/// A process that holds a socket.
+/// What a full socket waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Detail {
+    /// Bytes received and not read; the peer's FIN counts as one.
+    pub recv_queue: u32,
+    /// Bytes written and not acknowledged.
+    pub send_queue: u32,
+    /// How often what was sent last has been sent again, or a closed window was probed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub retransmits: u8,
+    /// User that made the socket.
+    pub uid: u32,
+    /// Milliseconds since data was sent; `None` when not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_data_sent_ms: Option<u32>,
+    /// Milliseconds since an ACK was received; a FIN carries one. `None` when not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_ack_recv_ms: Option<u32>,
+    /// How a connection that is over came to its end: true if both sides closed in order, false after a
+    /// reset or a time-out. `None` when that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orderly: Option<bool>,
+}
+
+/// A descriptor by which a process holds a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Inode of the socket's file.
     pub inode: u32,
+    /// The descriptor; recordings of the first version do not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<u32>,
     /// The process.
     pub pid: u32,
     /// Its name.
     pub comm: Comm,
     /// When it started.
     pub start: u64,
+    /// It descends from the one whose tree is watched, if any is.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tree: bool,
+}
+
+/// Who a process is. What could not be read is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// When it started: tells two processes of one pid apart.
+    pub start: u64,
+    /// Path of the program it runs, made [printable](Printable).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exe: Option<Box<str>>,
+    /// Its arguments, made printable and cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<Box<str>>,
+    /// Its real user id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The systemd unit it runs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Box<str>>,
+    /// The container it runs in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Box<str>>,
+    /// How many descriptors it may have (soft `RLIMIT_NOFILE`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fd_limit: Option<u64>,
+    /// How many it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fds: Option<u32>,
+    /// Its ids, from the pid namespace that `/proc` shows inwards to its own. One if that is the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ns_pids: Vec<u32>,
+    /// Inode number of its network namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u32>,
 }
 
 /// Records that never arrived.
@@ -506,12 +644,24 @@ mod state {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<State, D::Error> {
-        let name = std::borrow::Cow::<str>::deserialize(from)?;
+        of_name(&std::borrow::Cow::<str>::deserialize(from)?)
+    }
+
+    pub(super) fn of_name<E: serde::de::Error>(name: &str) -> Result<State, E> {
         State::ALL
             .into_iter()
             .find(|state| state.name() == name)
-            .ok_or_else(|| serde::de::Error::custom(format_args!("no TCP state {name:?}")))
+            .ok_or_else(|| E::custom(format_args!("no TCP state {name:?}")))
     }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_true(value: &bool) -> bool {
+    *value
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -632,6 +782,8 @@ fn task(header: &kernel::Header) -> Task {
         start: header.start,
         uid: header.uid,
         kthread: header.flags & Flags::KTHREAD != 0,
+        exiting: header.flags & Flags::EXITING != 0,
+        tree: header.flags & Flags::IN_TREE != 0,
     }
 }
 

@@ -82,6 +82,8 @@ fn expected_task() -> Task {
         start: 239_757_177,
         uid: 1000,
         kthread: false,
+        exiting: false,
+        tree: false,
     }
 }
 
@@ -104,19 +106,25 @@ fn every_field_of_a_transition_arrives() {
     };
     let mut record = transition_record();
     assert_eq!(decode(record.as_bytes()), Ok(Event::Transition(expected)));
-    for (flags, owned, has_socket, kthread) in [
-        (Flags::OWNED, true, false, false),
-        (Flags::HAS_SOCKET, false, true, false),
-        (Flags::KTHREAD, false, false, true),
+    for flag in [
+        Flags::OWNED,
+        Flags::HAS_SOCKET,
+        Flags::KTHREAD,
+        Flags::NO_TIME_WAIT,
+        Flags::EXITING,
+        Flags::IN_TREE,
     ] {
-        record.header.flags = flags;
+        record.header.flags = flag;
         let task = Task {
-            kthread,
+            kthread: flag == Flags::KTHREAD,
+            exiting: flag == Flags::EXITING,
+            tree: flag == Flags::IN_TREE,
             ..expected.task
         };
         let expected = Transition {
-            owned,
-            has_socket,
+            owned: flag == Flags::OWNED,
+            has_socket: flag == Flags::HAS_SOCKET,
+            no_time_wait: flag == Flags::NO_TIME_WAIT,
             task,
             ..expected
         };
@@ -300,6 +308,8 @@ fn every_event() -> Vec<Event> {
             kernel: "6.18.0".into(),
             hz: 250,
             netns: 4_026_531_840,
+            transitions: false,
+            private_pids: true,
             time_wait: Probes::Functions,
             accept: Probes::None,
             sockets: Sockets {
@@ -319,6 +329,24 @@ fn every_event() -> Vec<Event> {
             time: 1,
             scope: Scope::TimeWait,
         }),
+        Event::Look(Look {
+            time: 1,
+            scope: Scope::States([State::CloseWait, State::SynSent].into_iter().collect()),
+        }),
+        Event::Process(Box::default()),
+        Event::Process(Box::new(Process {
+            pid: 4,
+            start: 5,
+            exe: Some("/usr/bin/java".into()),
+            cmdline: Some("java -jar \"a b\"".into()),
+            uid: Some(1000),
+            unit: Some("api.service".into()),
+            container: Some("4f1d".into()),
+            fd_limit: Some(u64::MAX),
+            fds: Some(3),
+            ns_pids: vec![4, 1],
+            netns: Some(4_026_531_840),
+        })),
         Event::Socket(Row {
             time: 2,
             socket: expected_socket(),
@@ -326,6 +354,15 @@ fn every_event() -> Vec<Event> {
             inode: 3,
             cgroup: 0,
             time_wait_ms: None,
+            detail: Some(Detail {
+                recv_queue: 1,
+                send_queue: u32::MAX,
+                retransmits: 255,
+                uid: 1000,
+                last_data_sent_ms: Some(0),
+                last_ack_recv_ms: None,
+                orderly: Some(false),
+            }),
         }),
         Event::Socket(Row {
             time: 2,
@@ -334,12 +371,15 @@ fn every_event() -> Vec<Event> {
             inode: 0,
             cgroup: 9,
             time_wait_ms: Some(0),
+            detail: None,
         }),
         Event::Holder(Holder {
             inode: 3,
+            fd: Some(7),
             pid: 4,
             comm: Comm::new(b"nginx"),
             start: 5,
+            tree: true,
         }),
         Event::LookEnd {
             time: 6,
@@ -389,7 +429,7 @@ fn every_event_survives_a_recording() {
     let events = every_event();
     let kinds: std::collections::HashSet<_> = events.iter().map(std::mem::discriminant).collect();
     // As many as `Event` has: one that is added belongs into the list above.
-    assert_eq!(kinds.len(), 15);
+    assert_eq!(kinds.len(), 16);
     for event in &events {
         assert_round_trip(event);
     }
@@ -398,7 +438,10 @@ fn every_event_survives_a_recording() {
 #[test]
 fn a_recording_tells_the_time_of_each_event_but_of_the_timeless() {
     for event in every_event() {
-        let timeless = matches!(event, Event::Holder(_) | Event::Cgroup { .. });
+        let timeless = matches!(
+            event,
+            Event::Holder(_) | Event::Process(_) | Event::Cgroup { .. }
+        );
         assert_eq!(event.time().is_none(), timeless, "{event:?}");
     }
 }
@@ -409,7 +452,7 @@ fn the_lines_of_a_recording_stay_readable() {
     let line = r#"{"event":"transition","time":5423986626857,"cookie":"10fba","netns":4026532247,"local_addr":"127.0.0.1","remote_addr":"::1","local_port":48290,"remote_port":7777,"old":"SYN_SENT","new":"ESTABLISHED","shutdown":0,"owned":true,"has_socket":true,"inode":1774039,"cgroup":1,"task":{"pid":21140,"comm":"python3","start":5423879465299,"uid":0}}"#;
     let event: Event = serde_json::from_str(line).unwrap();
     assert_eq!(serde_json::to_string(&event).unwrap(), line);
-    let line = r#"{"event":"time_wait_done","time":1,"cookie":"2","netns":3,"local_addr":"127.0.0.1","remote_addr":"127.0.0.1","local_port":7777,"remote_port":40000,"jiffies":4296248509,"expires":4296263484,"entry_stamp":5424992,"substate":"TIME_WAIT","callers":32,"task":{"pid":22,"comm":"ksoftirqd/1","start":239757177,"uid":0,"kthread":true}}"#;
+    let line = r#"{"event":"time_wait_done","time":1,"cookie":"2","netns":3,"local_addr":"127.0.0.1","remote_addr":"127.0.0.1","local_port":7777,"remote_port":40000,"jiffies":4296248509,"expires":4296263484,"entry_stamp":5424992,"substate":"TIME_WAIT","callers":32,"task":{"pid":22,"comm":"ksoftirqd/1","start":239757177,"uid":0,"kthread":true,"exiting":true,"tree":true}}"#;
     let event: Event = serde_json::from_str(line).unwrap();
     assert_eq!(serde_json::to_string(&event).unwrap(), line);
     // Of newer programs, additions.
@@ -459,10 +502,12 @@ const NAMES: [&[u8]; 12] = [
 fn any_name_survives_a_recording() {
     for name in NAMES {
         assert_round_trip(&Event::Holder(Holder {
+            fd: None,
             inode: 1,
             pid: 2,
             comm: Comm::new(name),
             start: 3,
+            tree: false,
         }));
     }
     // Every byte but zero, which ends a name.
