@@ -2,7 +2,11 @@
 
 use std::collections::HashSet;
 
-use crate::{event::Event, kernel::cgroup::Cgroups};
+use crate::{
+    event::Event,
+    kernel::cgroup::{self, Cgroups},
+    reason::Reason,
+};
 
 /// How many cgroups are remembered. Ids are never used again, so on a host that starts containers all
 /// the time they would go on growing: then all are told anew.
@@ -18,12 +22,18 @@ pub(super) struct KnownCgroups {
 }
 
 impl KnownCgroups {
-    pub(super) fn open() -> Self {
-        Self {
-            cgroups: Cgroups::open().ok(),
+    /// Where there is no cgroup v2, also why nothing can be told.
+    pub(super) fn open() -> (Self, Option<Reason>) {
+        let (cgroups, reason) = match Cgroups::open() {
+            Ok(cgroups) => (Some(cgroups), None),
+            Err(error) => (None, Some(cgroup::reason(&error))),
+        };
+        let known = Self {
+            cgroups,
             known: HashSet::new(),
             last: 0,
-        }
+        };
+        (known, reason)
     }
 
     /// Tells the path of a cgroup, once; 0 is none.

@@ -14,11 +14,13 @@ use tokio::{
 
 use super::{cgroups::KnownCgroups, looks::Looks};
 use crate::{
-    event::{self, End, Event, Lost, SCHEMA, Scope, Start},
+    event::{self, End, Event, Lost, SCHEMA, Scope, Start, States},
     kernel::{
         clock, netns,
         probes::{self, Probes},
+        procfs,
     },
+    reason::Reason,
     select::Sockets,
     tracker::{MISSES, Needs},
 };
@@ -40,18 +42,44 @@ const MADE: usize = 256;
 /// What to trace.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What the probes do.
-    pub probes: probes::Settings,
+    /// Whether to trace.
+    pub tracing: Tracing,
     /// Which sockets are asked for.
     pub sockets: Sockets,
+    /// What to look at again and again.
+    pub piles: Option<Piles>,
     /// End after this time.
     pub duration: Option<Duration>,
 }
 
+/// Whether to trace, and what the probes do.
+#[derive(Clone, Debug)]
+pub enum Tracing {
+    /// Trace or fail.
+    Required(probes::Settings),
+    /// Trace if possible, else only look.
+    Preferred(probes::Settings),
+    /// Only look.
+    Off,
+}
+
+/// Sockets to look at again and again: those in states where they pile up.
+#[derive(Clone, Copy, Debug)]
+pub struct Piles {
+    /// The states.
+    pub states: States,
+    /// How often, at most.
+    pub every: Duration,
+    /// Whether holders are told apart by whether they descend from this process.
+    pub tree: bool,
+}
+
 /// The running kernel.
 pub struct Live {
-    probes: Probes,
-    ready: AsyncFd<OwnedFd>,
+    /// `None` if it is only looked.
+    probes: Option<Probes>,
+    ready: Option<AsyncFd<OwnedFd>>,
+    degraded: Vec<Reason>,
     options: Options,
     end: Option<Instant>,
     /// Records came in last time.
@@ -71,6 +99,7 @@ pub struct Live {
     cgroups: KnownCgroups,
     looks: Looks,
     next_time_wait_look: Instant,
+    next_pile_look: Instant,
     /// Cookies of the last timewait sockets made.
     made: [u64; MADE],
     made_at: usize,
@@ -93,18 +122,50 @@ impl Live {
     /// # Errors
     /// When this kernel, or this user, cannot trace.
     pub fn start(options: Options) -> Result<Self, anyhow::Error> {
-        let probes = probes::load(&options.probes)?;
-        let ring = probes.records.as_fd().try_clone_to_owned()?;
-        // SAFETY: an owned descriptor stays open, and the same, for as long as it is registered.
-        let ready = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+        let mut degraded = Vec::new();
+        let mut probes = match &options.tracing {
+            Tracing::Required(settings) => Some(probes::load(settings)?),
+            Tracing::Preferred(settings) => match probes::load(settings) {
+                Ok(probes) => Some(probes),
+                Err(error) => {
+                    degraded.push(Reason::new(
+                        format_args!("not traced, only looked up now and then: {}", error.what),
+                        error.fix,
+                    ));
+                    None
+                }
+            },
+            Tracing::Off => None,
+        };
+        let ready = match &mut probes {
+            Some(probes) => {
+                let ring = probes.records().as_fd().try_clone_to_owned()?;
+                // SAFETY: an owned descriptor stays open, and the same, for as long as it is registered.
+                Some(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
+            }
+            None => None,
+        };
+        degraded.extend(
+            probes
+                .iter()
+                .flat_map(|probes| probes.degraded.iter().cloned()),
+        );
+        let (cgroups, no_containers) = KnownCgroups::open();
+        degraded.extend(no_containers);
         let now = Instant::now();
-        let looks = Looks::new(options.sockets.netns.clone());
+        let looks = Looks::new(
+            options.sockets.netns.clone(),
+            options.piles,
+            probes.is_some(),
+        );
         Ok(Self {
+            busy: probes.is_some(),
             probes,
             ready,
+            degraded,
+            next_pile_look: now + options.piles.map_or(CHECK_EVERY, |piles| piles.every),
             end: options.duration.map(|duration| now + duration),
             options,
-            busy: true,
             next_check: now + CHECK_EVERY,
             next_look: now,
             looks_due: 0,
@@ -114,7 +175,7 @@ impl Live {
             losses_checked: 0,
             boot_to_utc_ns: clock::boot_to_utc_ns(),
             boot_to_monotonic_ns: clock::boot_to_monotonic_ns(),
-            cgroups: KnownCgroups::open(),
+            cgroups,
             looks,
             next_time_wait_look: now,
             made: [0; MADE],
@@ -123,22 +184,28 @@ impl Live {
         })
     }
 
-    /// What does not work here, a sentence each.
+    /// Whether transitions are traced, and not only sockets looked up.
     #[must_use]
-    pub fn degraded(&self) -> &[String] {
-        &self.probes.degraded
+    pub const fn is_traced(&self) -> bool {
+        self.probes.is_some()
     }
 
-    /// The loaded probes, to read their log.
-    pub fn ebpf(&mut self) -> &mut aya::Ebpf {
-        self.probes.ebpf()
+    /// What does not work here.
+    #[must_use]
+    pub fn degraded(&self) -> &[Reason] {
+        &self.degraded
+    }
+
+    /// The loaded probes, to read their log; `None` if it is only looked.
+    pub fn ebpf(&mut self) -> Option<&mut aya::Ebpf> {
+        self.probes.as_mut().map(Probes::ebpf)
     }
 
     /// The first events: how it is traced, and what exists already.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn begin(&mut self, each: &mut impl FnMut(&Event)) -> io::Result<Vec<String>> {
+    pub fn begin(&mut self, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
         let read = |path| {
             std::fs::read_to_string(path)
                 .unwrap_or_default()
@@ -156,13 +223,25 @@ impl Live {
             kernel: read("/proc/sys/kernel/osrelease"),
             hz: clock::hz(),
             netns: netns::own_inode().unwrap_or(0),
-            time_wait: self.probes.time_wait,
-            accept: self.probes.accept,
+            transitions: self.probes.is_some(),
+            private_pids: procfs::has_private_pids(),
+            time_wait: self.time_wait_probes(),
+            accept: self
+                .probes
+                .as_ref()
+                .map_or(event::Probes::None, |probes| probes.accept),
             sockets: self.options.sockets.clone(),
         })));
         let unseen = self.look(Scope::All, each)?;
-        self.looks.begin_overflows(each);
+        if self.probes.is_some() {
+            self.looks.begin_overflows(each);
+        }
         Ok(unseen)
+    }
+
+    fn time_wait_probes(&self) -> event::Probes {
+        let probes = self.probes.as_ref();
+        probes.map_or(event::Probes::None, |probes| probes.time_wait)
     }
 
     /// Waits until there may be something to do. `stop` ends it all.
@@ -185,15 +264,18 @@ impl Live {
         if needs.time_wait_look {
             until = until.min(self.next_time_wait_look);
         }
+        if self.options.piles.is_some() {
+            until = until.min(self.next_pile_look);
+        }
         let busy = self.busy;
         let readable = async {
-            if busy {
-                std::future::pending::<()>().await;
-            }
-            match self.ready.readable().await {
-                Ok(mut guard) => guard.clear_ready(),
-                // The runtime is shutting down.
-                Err(_) => std::future::pending().await,
+            match &self.ready {
+                Some(ready) if !busy => match ready.readable().await {
+                    Ok(mut guard) => guard.clear_ready(),
+                    // The runtime is shutting down.
+                    Err(_) => std::future::pending().await,
+                },
+                _ => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -232,7 +314,7 @@ impl Live {
             self.next_look = Instant::now() + (began.elapsed() * 10).max(CHECK_EVERY);
         } else if needs.time_wait_look && Instant::now() >= self.next_time_wait_look {
             let began = Instant::now();
-            let probed = self.probes.time_wait != event::Probes::None;
+            let probed = self.time_wait_probes() != event::Probes::None;
             let scope = if probed {
                 Scope::Orphans
             } else {
@@ -243,6 +325,14 @@ impl Live {
             self.next_time_wait_look =
                 Instant::now() + (began.elapsed() * 20).max(TIME_WAIT_LOOK_EVERY);
         }
+        if let Some(piles) = self.options.piles
+            && Instant::now() >= self.next_pile_look
+        {
+            let began = Instant::now();
+            self.look(self.pile_scope(piles, needs), each)?;
+            // Looking must not become the work.
+            self.next_pile_look = Instant::now() + (began.elapsed() * 20).max(piles.every);
+        }
         // With records left in the buffer, time has not come to now.
         if drained < BATCH && (check || needs.tick_by.is_some_and(|tick| tick <= now)) {
             each(&Event::Tick { time: now });
@@ -250,16 +340,38 @@ impl Live {
         Ok(())
     }
 
+    /// What to look at for what piles up: everything, if connections may be over whose sockets are still
+    /// held, or if nothing tells what goes.
+    fn pile_scope(&self, piles: Piles, needs: Needs) -> Scope {
+        let finished = piles.states.contains(State::CloseWait)
+            && (needs.finished_look || self.looks.may_have_finished());
+        if self.probes.is_none() || finished {
+            Scope::All
+        } else {
+            Scope::States(piles.states)
+        }
+    }
+
     /// The last events.
-    pub fn finish(&mut self, each: &mut impl FnMut(&Event)) {
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn finish(&mut self, needs: Needs, each: &mut impl FnMut(&Event)) -> io::Result<()> {
         while self.drain(each) == BATCH {}
+        if let Some(piles) = self.options.piles {
+            self.look(self.pile_scope(piles, needs), each)?;
+        }
         self.check_losses(each);
         each(&Event::End(End {
             time: clock::boot_ns(),
             records: self.records,
             lost: self.lost + self.missed + self.malformed,
-            mptcp: self.probes.count(Counter::Mptcp),
+            mptcp: self
+                .probes
+                .as_ref()
+                .map_or(0, |probes| probes.count(Counter::Mptcp)),
         }));
+        Ok(())
     }
 
     /// Hands on what is in the ring buffer, but no more than a batch. Returns how many records.
@@ -292,7 +404,7 @@ impl Live {
     }
 
     fn next_record(&mut self) -> Option<Result<Event, event::DecodeError>> {
-        let record = self.probes.records.next()?;
+        let record = self.probes.as_mut()?.records().next()?;
         Some(event::decode(&record))
     }
 
@@ -302,7 +414,7 @@ impl Live {
             Event::Transition(transition) => {
                 self.cgroups.resolve(transition.cgroup, each);
                 // A close that ought to have made a timewait socket and did not: were there too many?
-                if self.probes.time_wait != event::Probes::None
+                if self.time_wait_probes() != event::Probes::None
                     && transition.new == State::Close
                     && matches!(transition.old, State::FinWait2 | State::Closing)
                     && transition.error == 0
@@ -331,8 +443,8 @@ impl Live {
         }
     }
 
-    /// Looks at what exists. Returns what could not be looked at, a sentence each.
-    fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<String>> {
+    /// Looks at what exists. Returns what could not be looked at.
+    fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
         let looked = self.looks.look(scope, &mut |event| {
             if let Event::Socket(row) = event {
                 self.cgroups.resolve(row.cgroup, each);
@@ -350,8 +462,10 @@ impl Live {
 
     fn check_losses(&mut self, each: &mut impl FnMut(&Event)) {
         self.losses_checked = clock::boot_ns();
-        let lost = self.probes.count(Counter::Lost);
-        let missed = self.probes.missed();
+        let Some(probes) = &self.probes else {
+            return;
+        };
+        let (lost, missed) = (probes.count(Counter::Lost), probes.missed());
         if lost > self.lost || missed > self.missed {
             each(&Event::Lost(Lost {
                 time: clock::boot_ns(),

@@ -1,4 +1,4 @@
-//! Looks at what exists, without BPF: sockets from `sock_diag`, their holders from `/proc`, and the
+//! Looks at what exists, without BPF: sockets from `sock_diag`, [their holders](super::holders), and the
 //! count of TIME_WAITs that were skipped.
 
 use std::{
@@ -9,14 +9,19 @@ use std::{
 
 use tcptrace_ebpf::State;
 
+use super::{
+    Piles,
+    holders::{Holders, Sockets},
+};
 use crate::{
-    event::{Comm, Event, Holder, Look, Row, Scope, Socket, Tuple, address_bytes},
+    event::{Detail, Event, Look, Row, Scope, Socket, States, Tuple, address_bytes},
     kernel::{
+        capabilities::Capabilities,
         clock,
         netns::{self, Namespaces},
-        procfs,
-        sock_diag::{ALL_STATES, Completeness, Entry, Query},
+        sock_diag::{ALL_STATES, Completeness, Entry, Query, Timer},
     },
+    reason::Reason,
 };
 
 /// A namespace of which no orphan was heard for so long has none: every look that shows one counts.
@@ -26,6 +31,11 @@ const ORPHAN_NS: u64 = 70_000_000_000;
 pub(super) struct Looks {
     /// Namespaces asked for, by inode number; all if empty.
     wanted: Vec<u32>,
+    /// States in which sockets pile up, if they are to be looked at.
+    piles: Option<States>,
+    /// Transitions are traced: then owners are wanted of all sockets, and timewait sockets.
+    traced: bool,
+    holders: Holders,
     namespaces: Option<Namespaces>,
     /// Namespaces with timewait sockets in FIN_WAIT2, and when the last was heard of: where a look at
     /// TIME_WAIT may tell something.
@@ -42,14 +52,17 @@ pub(super) struct Looks {
 pub(super) struct Looked {
     /// Namespaces of which everything was seen, or which are no more.
     pub(super) netns: Vec<u32>,
-    /// What could not be looked at, a sentence each.
-    pub(super) unseen: Vec<String>,
+    /// What could not be looked at.
+    pub(super) unseen: Vec<Reason>,
 }
 
 impl Looks {
-    pub(super) fn new(wanted: Vec<u32>) -> Self {
+    pub(super) fn new(wanted: Vec<u32>, piles: Option<Piles>, traced: bool) -> Self {
         Self {
             wanted,
+            piles: piles.map(|piles| piles.states),
+            traced,
+            holders: Holders::new(piles.is_some_and(|piles| piles.tree)),
             namespaces: None,
             orphans: HashMap::new(),
             waiting: HashSet::new(),
@@ -67,6 +80,12 @@ impl Looks {
     /// It does not any more.
     pub(super) fn settled(&mut self, cookie: u64) {
         self.waiting.remove(&cookie);
+    }
+
+    /// Whether there are sockets held whose connection is over, or it takes another look at everything to
+    /// know.
+    pub(super) fn may_have_finished(&self) -> bool {
+        self.holders.may_have_finished()
     }
 
     /// Hands on all there is to see, from the beginning of the look on, but for its end.
@@ -97,36 +116,47 @@ impl Looks {
                 .collect(),
             unseen: Vec::new(),
         };
-        let mut files = HashSet::new();
+        let mut closed = Vec::new();
+        let mut sockets = Sockets::default();
+        let (piles, traced) = (self.piles.unwrap_or_default(), self.traced);
+        // Descriptors of connections that are over are leaked like those that the peer has left.
+        let unlisted = scope == Scope::All && piles.contains(State::CloseWait);
         for namespace in namespaces.iter() {
             let inode = namespace.inode();
             if self.is_wanted(inode) && (everywhere || self.orphans.contains_key(&inode)) {
-                self.dump(namespace, scope, &mut looked, &mut |row| {
-                    files.extend((row.inode != 0).then_some(row.inode));
+                self.dump(namespace, scope, &mut looked, &mut closed, &mut |row| {
+                    sockets.add(&row, piles, traced && scope == Scope::All);
                     each(&Event::Socket(row));
                 });
+            } else if unlisted {
+                list(namespace, &mut sockets);
             }
         }
-        // In a pid namespace of its own, /proc has other numbers than the probes: no name is better than
-        // one that another process has.
-        let numbered_alike = namespaces.unseen().hidden != Some(procfs::Hidden::PidNamespace);
-        let all_held =
-            scope == Scope::All && numbered_alike && holders(&files, each)? == files.len();
+        looked.unseen.extend(netns::reasons(&closed));
+        let all_held = match scope {
+            Scope::All | Scope::States(_) => {
+                let unseen = &mut looked.unseen;
+                self.holders.look(&sockets, unlisted, unseen, each)?
+            }
+            Scope::TimeWait | Scope::Orphans => true,
+        };
         // What could not be read may have been a namespace, or a holder; if neither is missed, never mind.
         let unseen = namespaces.unseen();
         if !unseen.is_empty() && (!all_held || self.wanted.is_empty()) {
-            looked.unseen.push(unseen.to_string());
+            let reasons = unseen.reasons(Capabilities::of_self());
+            looked.unseen.extend(reasons);
         }
         self.namespaces = Some(namespaces);
         Ok(looked)
     }
 
-    /// Hands on the sockets of one namespace.
+    /// Hands on the sockets of one namespace; one that cannot be looked into goes to `closed`.
     fn dump(
         &mut self,
         namespace: &netns::Namespace,
         scope: Scope,
         looked: &mut Looked,
+        closed: &mut Vec<netns::Error>,
         each: &mut impl FnMut(Row),
     ) {
         let inode = namespace.inode();
@@ -134,20 +164,21 @@ impl Looks {
             Ok(diag) => diag,
             // Its sockets are gone as well.
             Err(netns::Error::Gone { .. }) => return looked.netns.push(inode),
-            Err(error) => return looked.unseen.push(error.to_string()),
+            Err(error) => return closed.push(error),
         };
-        let query = Query {
-            states: match scope {
-                Scope::All => ALL_STATES,
-                Scope::TimeWait | Scope::Orphans => State::TimeWait.bit() | State::FinWait2.bit(),
-            },
-            tcp_info: false,
+        let piles = self.piles.map_or(0, States::mask);
+        let (others, piles) = match scope {
+            Scope::All if self.traced => (ALL_STATES & !piles, piles),
+            Scope::All => (ALL_STATES & !piles & !State::TimeWait.bit(), piles),
+            Scope::States(states) => (State::Listen.bit(), states.mask()),
+            Scope::TimeWait | Scope::Orphans => (State::TimeWait.bit() | State::FinWait2.bit(), 0),
         };
-        let dumped = diag.dump(query, |entry| {
-            if scope != Scope::All && !entry.is_timewait() {
+        let time_wait_only = matches!(scope, Scope::TimeWait | Scope::Orphans);
+        let mut row = |entry: &Entry| {
+            if time_wait_only && !entry.is_timewait() {
                 return;
             }
-            let row = row(entry, inode);
+            let row = row_of(entry, inode);
             let waits = entry.is_timewait() && entry.state == State::FinWait2;
             let waited = if waits {
                 self.orphans.insert(inode, row.time);
@@ -159,13 +190,25 @@ impl Looks {
             if scope != Scope::Orphans || waited != waits {
                 each(row);
             }
-        });
-        match dumped {
-            Ok(Completeness::Complete) => looked.netns.push(inode),
-            Ok(Completeness::Interrupted) => {}
-            Err(error) => looked
-                .unseen
-                .push(format!("network namespace {inode}: {error}")),
+        };
+        // What piles up comes last: what moves there meanwhile is seen twice rather than not at all.
+        let mut complete = true;
+        for (states, tcp_info) in [(others, false), (piles, true)] {
+            if states == 0 {
+                continue;
+            }
+            match diag.dump(Query { states, tcp_info }, &mut row) {
+                Ok(Completeness::Complete) => {}
+                Ok(Completeness::Interrupted) => complete = false,
+                Err(error) => {
+                    complete = false;
+                    looked.unseen.push(error.reason(inode));
+                    break;
+                }
+            }
+        }
+        if complete {
+            looked.netns.push(inode);
         }
     }
 
@@ -220,6 +263,20 @@ impl Looks {
     }
 }
 
+/// Which sockets of a namespace are in a table, though they were not asked for: those are not to be disturbed
+/// by asking them through a duplicate. If it cannot be looked into, they will be.
+fn list(namespace: &netns::Namespace, sockets: &mut Sockets) {
+    let query = Query {
+        states: ALL_STATES & !State::TimeWait.bit(),
+        tcp_info: false,
+    };
+    let Ok(mut diag) = namespace.diag() else {
+        return;
+    };
+    // What a dump that fails has shown is listed all the same.
+    let _ = diag.dump(query, |entry| sockets.list(entry.inode));
+}
+
 fn inodes(namespaces: &Option<Namespaces>) -> impl Iterator<Item = u32> {
     namespaces
         .iter()
@@ -227,31 +284,10 @@ fn inodes(namespaces: &Option<Namespaces>) -> impl Iterator<Item = u32> {
         .map(netns::Namespace::inode)
 }
 
-/// Hands on who holds these sockets. Returns of how many that is known.
-fn holders(files: &HashSet<u32>, each: &mut impl FnMut(&Event)) -> io::Result<usize> {
-    let mut held = HashSet::new();
-    let mut processes: HashMap<u32, Option<(Comm, u64)>> = HashMap::new();
-    procfs::holders(files, |found| {
-        let process = processes.entry(found.pid).or_insert_with(|| {
-            procfs::process(found.pid).map(|process| (process.comm, process.start))
-        });
-        if let Some((comm, start)) = *process {
-            held.insert(found.inode);
-            each(&Event::Holder(Holder {
-                inode: found.inode,
-                pid: found.pid,
-                comm,
-                start,
-            }));
-        }
-    })?;
-    Ok(held.len())
-}
-
-fn row(entry: &Entry, netns: u32) -> Row {
+fn row_of(entry: &Entry, netns: u32) -> Row {
     let bytes = |addr: SocketAddr| address_bytes(addr.ip());
     Row {
-        time: clock::boot_ns(),
+        time: entry.time,
         socket: Socket {
             cookie: entry.cookie,
             netns,
@@ -266,5 +302,18 @@ fn row(entry: &Entry, netns: u32) -> Row {
         inode: entry.inode,
         cgroup: entry.cgroup.unwrap_or(0),
         time_wait_ms: entry.is_timewait().then_some(entry.expires_ms),
+        detail: entry.tcp_info.map(|info| Detail {
+            recv_queue: entry.recv_queue,
+            send_queue: entry.send_queue,
+            // Probes of a closed window are counted there as well, and repeat nothing.
+            retransmits: match entry.timer {
+                Timer::Retransmit => entry.retransmits,
+                _ => 0,
+            },
+            uid: entry.uid,
+            last_data_sent_ms: Some(info.last_data_sent_ms),
+            last_ack_recv_ms: Some(info.last_ack_recv_ms),
+            orderly: None,
+        }),
     }
 }

@@ -2,8 +2,9 @@
 
 mod cgroups;
 mod file;
+mod holders;
 mod live;
 mod looks;
 
 pub use file::{Error as FileError, File};
-pub use live::{Live, Options, Wake};
+pub use live::{Live, Options, Piles, Tracing, Wake};
