@@ -59,6 +59,10 @@ pub struct Selection {
     pub containers: Vec<String>,
     /// States left or entered.
     pub states: Vec<State>,
+    /// Only what belongs to processes of the tree that is watched.
+    pub tree: bool,
+    /// Also sockets whose connection is over while a process still holds them.
+    pub finished: bool,
 }
 
 /// The part of a [`Selection`] that a socket itself decides. A recording says which was in force.
@@ -95,6 +99,7 @@ impl Selection {
     #[must_use]
     pub fn owner(&self, owner: Option<&Owner>, container: Option<&str>) -> bool {
         (self.pids.is_empty() || owner.is_some_and(|owner| self.pids.contains(&owner.pid)))
+            && (!self.tree || owner.is_some_and(|owner| owner.tree))
             && (self.comms.is_empty()
                 || owner.is_some_and(|owner| self.comms.contains(&owner.comm)))
             && (self.containers.is_empty()

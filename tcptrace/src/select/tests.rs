@@ -225,6 +225,7 @@ fn owner(pid: u32, comm: &str) -> Owner {
         comm: Comm::new(comm.as_bytes()),
         start: 0,
         via: Via::Connect,
+        tree: false,
     }
 }
 

@@ -65,7 +65,9 @@ impl Tracker {
             error: error_of(transition),
             owner,
             container: None,
+            by_exit: owner::is_exit(transition, owner),
             late: false,
+            time_error: 0,
         };
         if verdict == select::Verdict::Yes {
             if kept_back && let Some(connecting) = since {
@@ -83,6 +85,7 @@ impl Tracker {
                         to: State::SynSent,
                         after: None,
                         error: 0,
+                        by_exit: false,
                         late: true,
                         ..change
                     },
@@ -122,6 +125,7 @@ impl Tracker {
                         entered: None,
                         dwell: Some(0),
                         dwell_at_least: false,
+                        dwell_error: 0,
                         fin_wait2: change.after.filter(|_| old == State::FinWait2),
                         rearmed: Some(false),
                         ending: Ending::Skipped,
@@ -132,6 +136,16 @@ impl Tracker {
             }
         }
         self.forget(socket.cookie);
+        if self.selection.finished {
+            if new != State::Close {
+                self.finished.remove(socket.cookie);
+            } else if verdict == select::Verdict::Yes
+                && transition.has_socket
+                && !owner::is_call(transition)
+            {
+                self.finished.add(transition, owner, cgroup);
+            }
+        }
         if new == State::Listen {
             self.index_listener(&socket, new);
         }
@@ -217,7 +231,9 @@ impl Tracker {
                     error: 0,
                     owner,
                     container: None,
+                    by_exit: false,
                     late,
+                    time_error: 0,
                 },
                 cgroup,
                 tell,

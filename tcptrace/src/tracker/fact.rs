@@ -3,7 +3,7 @@
 use tcptrace_ebpf::State;
 
 use super::{Ending, Owner};
-use crate::event::{Lost, Socket};
+use crate::event::{Holder, Look, Lost, Process, Row, Socket};
 
 /// Something that is true, and was asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,6 +14,29 @@ pub enum Fact<'a> {
     TimeWaitEnd(TimeWaitEnd<'a>),
     /// Records were lost.
     Lost(Lost),
+    /// A look begins.
+    Look(Look),
+    /// It shows this socket, which [`Tracker::standing`](super::Tracker::standing) tells more of.
+    Seen(&'a Row),
+    /// Somebody holds it.
+    Holder(&'a Holder),
+    /// Who that is.
+    Process(&'a Process),
+    /// The look is over; when.
+    LookEnd(u64),
+}
+
+/// A socket that is still what a look showed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing<'a> {
+    /// Which socket; of one whose connection is over a look does not show the remote side.
+    pub socket: Socket,
+    /// When it entered its state, boot time nanoseconds; `None` when that was not seen.
+    pub since: Option<u64>,
+    /// Whose it was when last heard of.
+    pub owner: Option<Owner>,
+    /// Container the socket was made in.
+    pub container: Option<&'a str>,
 }
 
 /// A change of state in the machine of RFC 9293, TIME_WAIT included.
@@ -35,8 +58,12 @@ pub struct Change<'a> {
     pub owner: Option<Owner>,
     /// Container the socket was made in.
     pub container: Option<&'a str>,
+    /// Nobody closed the socket: the end of its owner's process did.
+    pub by_exit: bool,
     /// It became known only after it had happened.
     pub late: bool,
+    /// By how much `time` and `after` can be off, nanoseconds, where only looks tell; 0 where more does.
+    pub time_error: u64,
 }
 
 /// One TIME_WAIT, from its beginning to its end.
@@ -56,6 +83,8 @@ pub struct TimeWaitEnd<'a> {
     pub dwell: Option<u64>,
     /// The dwell is a lower bound: the minute may have started again unseen.
     pub dwell_at_least: bool,
+    /// By how much the dwell can be off, nanoseconds, where only looks tell; 0 where more does.
+    pub dwell_error: u64,
     /// How long FIN_WAIT2 had lasted before, nanoseconds; `None` without one, or when not known.
     pub fin_wait2: Option<u64>,
     /// Whether the minute was started again; `None` when that cannot be told.
@@ -86,4 +115,7 @@ pub struct Needs {
     pub tick_by: Option<u64>,
     /// Now and then a look at TIME_WAIT: there are sockets that enter it without a record.
     pub time_wait_look: bool,
+    /// When it is looked at what piles up, a look at everything: there are connections that are over, and
+    /// their sockets perhaps still held.
+    pub finished_look: bool,
 }

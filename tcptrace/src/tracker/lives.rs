@@ -23,7 +23,9 @@ impl Life {
             error: 0,
             owner: self.owner,
             container: None,
+            by_exit: false,
             late: false,
+            time_error: 0,
         }
     }
 
@@ -37,6 +39,7 @@ impl Life {
             entered: Some(entry.time),
             dwell: None,
             dwell_at_least: false,
+            dwell_error: 0,
             fin_wait2: self.fin_wait2.map(|since| entry.time.saturating_sub(since)),
             rearmed: None,
             ending,
@@ -93,6 +96,7 @@ impl Tracker {
             boot_to_monotonic_ns: self.clocks.boot_to_monotonic_ns,
             seen: self.look.any(),
             last: record.time,
+            shown: None,
         };
         if record.substate == State::TimeWait {
             life.entered = Some(life.entry(record, self.clocks));
@@ -114,8 +118,9 @@ impl Tracker {
             return;
         }
         let mut entry = life.entry(record, clocks);
-        // Function probes miss no start: the first in TIME_WAIT is the entry.
-        if entry.at_latest && life.opened.is_some() && functions {
+        // Function probes miss no start: the first in TIME_WAIT is the entry, also of one that a look showed
+        // in FIN_WAIT2.
+        if entry.at_latest && functions {
             entry = Entry {
                 time: record.time,
                 at_latest: false,
@@ -288,7 +293,27 @@ impl Tracker {
             self.waiting -= 1;
             return;
         };
-        let end = life.ended(time, entry, Ending::Unknown);
+        let mut end = life.ended(time, entry, Ending::Unknown);
+        if let Some(shown) = life.shown {
+            let clocks = self.clocks;
+            let dwell = time.saturating_sub(entry.time);
+            // Gone since the last look that showed it; and the timer counts in jiffies.
+            let unseen = time.saturating_sub(shown.time) + clocks.jiffies_ns(2);
+            end.dwell = Some(dwell);
+            end.dwell_at_least = shown.earlier.is_none() || life.slept(clocks);
+            end.dwell_error = unseen + shown.earlier.unwrap_or(0);
+            end.rearmed = life.rearmed.then_some(true);
+            if shown.due <= shown.time {
+                end.ending = Ending::Expired;
+            }
+            let change = Change {
+                after: Some(dwell).filter(|_| !end.dwell_at_least),
+                late: true,
+                time_error: end.dwell_error,
+                ..life.change(time, State::TimeWait, State::Close)
+            };
+            self.tell_change(change, life.cgroup, tell);
+        }
         self.tell_end(end, life.cgroup, tell);
     }
 }

@@ -7,10 +7,10 @@ use tcptrace_ebpf::State;
 
 use super::{
     Change, Connection, Fact, Life, Owner, TIME_WAIT_SECONDS, TimeWaitKey, Tracker, Via, key,
-    time_wait::Entry,
+    time_wait::{Entry, Shown},
 };
 use crate::{
-    event::{Holder, Look, Row, Scope, Socket},
+    event::{Holder, Look, Probes, Row, Scope, Socket},
     select,
 };
 
@@ -68,11 +68,14 @@ impl Looks {
 
 impl Tracker {
     pub(super) fn begin_look(&mut self, look: Look) {
-        if look.scope != Scope::Orphans {
-            self.look.any += 1;
-        }
-        if look.scope == Scope::All {
-            self.look.all += 1;
+        match look.scope {
+            Scope::All => {
+                self.look.all += 1;
+                self.look.any += 1;
+                self.finished.begin_look(look.time);
+            }
+            Scope::TimeWait => self.look.any += 1,
+            Scope::Orphans | Scope::States(_) => {}
         }
         self.look.current = Some(look);
         self.look.by_inode.clear();
@@ -82,13 +85,21 @@ impl Tracker {
 
     /// A socket that exists. Events beat it: a record tells when, a row only that.
     pub(super) fn row(&mut self, row: &Row, tell: &mut impl FnMut(Fact<'_>)) {
-        // A connection request, not a socket yet. It shares its cookie with the socket it may become, and
-        // no record tells when it does not.
-        if row.socket.cookie == 0 || row.state == State::SynRecv {
+        if row.socket.cookie == 0 {
             return;
         }
-        if row.state != State::Listen && self.verdict(&row.socket) != select::Verdict::Yes {
+        let known = self.finished.get(row.socket.cookie);
+        let socket = known.map_or(&row.socket, |ended| &ended.socket);
+        if row.state != State::Listen && self.verdict(socket) != select::Verdict::Yes {
             return;
+        }
+        tell(Fact::Seen(row));
+        match row.state {
+            State::Close => return self.finished.seen(row.socket.cookie),
+            // A connection request, not a socket yet. It shares its cookie with the socket it may become,
+            // and no record tells when it does not.
+            State::SynRecv => return,
+            _ => {}
         }
         if let Some(left_ms) = row.time_wait_ms {
             if self.selection.needs_time_wait() {
@@ -152,8 +163,27 @@ impl Tracker {
                 at_latest: true,
             }
         });
+        let mut shown = (self.time_wait_probes == Probes::None).then(|| Shown {
+            time: row.time,
+            due: row.time + u64::from(left_ms) * 1_000_000,
+            earlier: None,
+        });
         if let Some(life) = self.time_waits.get_mut(&key) {
             life.seen = number;
+            if let Some(shown) = &mut shown {
+                shown.earlier = match (entry, life.entered) {
+                    // At the look before, it still was in FIN_WAIT2.
+                    (Some(entry), None) => life
+                        .shown
+                        .map(|before| entry.time.saturating_sub(before.time)),
+                    _ => life.shown.and_then(|before| before.earlier),
+                };
+                // A timer that is overdue does not say for how long.
+                if let (Some(now), Some(then)) = (entry.filter(|_| left_ms > 0), life.entered) {
+                    life.rearmed |= self.clocks.is_after(now.time, then.time);
+                }
+            }
+            life.shown = shown;
             if let Some(mut entry) = entry
                 && life.entered.is_none()
             {
@@ -172,6 +202,10 @@ impl Tracker {
         if closed_from.is_some() {
             self.forget(cookie);
         }
+        if let (Some(shown), Some(entry), Some(closed)) = (&mut shown, entry, &connection) {
+            // Not before the full socket was closed.
+            shown.earlier = Some(entry.time.saturating_sub(closed.last));
+        }
         let life = Life {
             socket: row.socket,
             owner: connection.as_ref().and_then(|connection| connection.owner),
@@ -189,6 +223,7 @@ impl Tracker {
             boot_to_monotonic_ns: self.clocks.boot_to_monotonic_ns,
             seen: number,
             last: row.time,
+            shown,
         };
         self.waiting += usize::from(entry.is_none());
         let (owner, cgroup, fin_wait2) = (life.owner, life.cgroup, life.fin_wait2);
@@ -206,7 +241,9 @@ impl Tracker {
                     error: 0,
                     owner,
                     container: None,
+                    by_exit: false,
                     late: true,
+                    time_error: 0,
                 },
                 cgroup,
                 tell,
@@ -216,6 +253,9 @@ impl Tracker {
 
     /// A process holds a socket that the look showed. Of several, the lowest pid speaks for them.
     pub(super) fn holder(&mut self, holder: &Holder) {
+        if self.traced && self.private_pids {
+            return;
+        }
         let Some(cookie) = self.look.by_inode.get(&holder.inode) else {
             return;
         };
@@ -231,6 +271,7 @@ impl Tracker {
                 comm: holder.comm,
                 start: holder.start,
                 via: Via::Holder,
+                tree: holder.tree,
             });
         }
     }
@@ -283,12 +324,13 @@ impl Tracker {
             }
         }
         self.look.by_inode.clear();
-        if look.scope == Scope::Orphans {
+        if matches!(look.scope, Scope::Orphans | Scope::States(_)) {
             return;
         }
         self.excuse(look.scope, netns);
         let everything = look.scope == Scope::All;
         if everything {
+            self.finished.end_look();
             self.look.since_loss += 1;
             self.gap &= self.look.since_loss < MISSES;
         }
@@ -327,7 +369,9 @@ impl Tracker {
                         error: 0,
                         owner: connection.owner,
                         container: None,
+                        by_exit: false,
                         late: true,
+                        time_error: 0,
                     },
                     connection.cgroup,
                     tell,

@@ -5,6 +5,7 @@
 
 mod change;
 mod fact;
+mod finished;
 mod listeners;
 mod lives;
 mod look;
@@ -21,13 +22,13 @@ use tcptrace_ebpf::State;
 
 use crate::{
     container,
-    event::{Event, Probes, Socket, Start},
+    event::{Event, Probes, Row, Socket, Start},
     select::{self, Selection, Sockets},
 };
 
 use time_wait::{Clocks, Life};
 
-pub use fact::{Change, Fact, Needs, Running, TimeWaitEnd};
+pub use fact::{Change, Fact, Needs, Running, Standing, TimeWaitEnd};
 pub use look::MISSES;
 pub use owner::{Owner, Via};
 pub use time_wait::{Ending, TIME_WAIT_SECONDS};
@@ -75,6 +76,12 @@ pub struct Tracker {
     recorded: Option<Sockets>,
     clocks: Clocks,
     time_wait_probes: Probes,
+    /// Transitions are traced.
+    traced: bool,
+    /// Looks number processes otherwise than records do.
+    private_pids: bool,
+    /// Network namespace of whoever traces.
+    home: u32,
     connections: HashMap<u64, Connection>,
     /// Children that have not shown who they are.
     unnamed: unnamed::Children,
@@ -96,6 +103,7 @@ pub struct Tracker {
     /// Records were lost, and no look has shown since what exists.
     gap: bool,
     look: look::Looks,
+    finished: finished::Finished,
 }
 
 impl Tracker {
@@ -110,6 +118,9 @@ impl Tracker {
                 boot_to_monotonic_ns: 0,
             },
             time_wait_probes: Probes::None,
+            traced: true,
+            private_pids: false,
+            home: 0,
             connections: HashMap::new(),
             unnamed: unnamed::Children::default(),
             listeners: HashMap::new(),
@@ -122,6 +133,7 @@ impl Tracker {
             overflows: HashMap::new(),
             gap: false,
             look: look::Looks::default(),
+            finished: finished::Finished::default(),
         }
     }
 
@@ -147,10 +159,20 @@ impl Tracker {
                 self.advance(record.time, tell);
                 self.done(record, tell);
             }
-            Event::Look(look) => self.begin_look(*look),
+            Event::Look(look) => {
+                self.begin_look(*look);
+                tell(Fact::Look(*look));
+            }
             Event::Socket(row) => self.row(row, tell),
-            Event::Holder(holder) => self.holder(holder),
-            Event::LookEnd { time, netns } => self.end_look(*time, netns, tell),
+            Event::Holder(holder) => {
+                self.holder(holder);
+                tell(Fact::Holder(holder));
+            }
+            Event::Process(process) => tell(Fact::Process(process)),
+            Event::LookEnd { time, netns } => {
+                self.end_look(*time, netns, tell);
+                tell(Fact::LookEnd(*time));
+            }
             Event::Overflow { netns, count, .. } => self.overflow(*netns, *count),
             Event::Cgroup { id, path } => self.cgroup(*id, path),
             Event::Lost(lost) => {
@@ -179,6 +201,7 @@ impl Tracker {
                     Probes::Tracepoints => self.waiting > 0,
                     Probes::None => self.uncertain + self.time_waits.len() > 0,
                 },
+            finished_look: !self.finished.is_empty(),
         }
     }
 
@@ -202,6 +225,73 @@ impl Tracker {
         })
     }
 
+    /// What is known of a socket that a look showed; `None` if it has changed since.
+    #[must_use]
+    pub fn standing(&self, row: &Row) -> Option<Standing<'_>> {
+        let connection = self.connections.get(&row.socket.cookie);
+        let life = || self.time_waits.get(&key(&row.socket));
+        let (socket, since, owner, cgroup) = match (row.state, connection) {
+            (State::Close, None) => match self.finished.get(row.socket.cookie) {
+                Some(ended) => (ended.socket, Some(ended.since), ended.owner, ended.cgroup),
+                None => (row.socket, None, None, row.cgroup),
+            },
+            // A connection request: it leaves its cookie to the socket it becomes.
+            (State::SynRecv, None) => (row.socket, None, self.listener_owner(&row.socket), 0),
+            (_, None) => {
+                let life = life().filter(|life| life.state() == row.state)?;
+                let since = match life.entered {
+                    Some(entry) => Some(entry.time),
+                    None => life.fin_wait2,
+                };
+                (life.socket, since, life.owner, life.cgroup)
+            }
+            (state, Some(connection)) => {
+                if connection.state != state || connection.closed_from.is_some() {
+                    return None;
+                }
+                let Connection { socket, since, .. } = *connection;
+                (socket, since, connection.owner, connection.cgroup)
+            }
+        };
+        Some(Standing {
+            socket,
+            since,
+            owner,
+            container: self.container(cgroup),
+        })
+    }
+
+    /// Whether a socket that a look did not show is still what it was if [`standing`](Self::standing) says
+    /// so: its end would have been told.
+    #[must_use]
+    pub const fn sees_ends(&self) -> bool {
+        self.traced && !self.gap
+    }
+
+    /// Whether owners that records tell are numbered otherwise than holders that looks tell.
+    #[must_use]
+    pub const fn has_private_pids(&self) -> bool {
+        self.traced && self.private_pids
+    }
+
+    /// Transitions are traced, so times are known, and not only looked up now and then.
+    #[must_use]
+    pub const fn is_traced(&self) -> bool {
+        self.traced
+    }
+
+    /// Inode number of the network namespace of whoever traces.
+    #[must_use]
+    pub const fn home(&self) -> u32 {
+        self.home
+    }
+
+    /// Which sockets, and whose, are asked for.
+    #[must_use]
+    pub const fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
     /// How many sockets it keeps: connections, listeners, and timewait sockets.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -220,6 +310,9 @@ impl Tracker {
             boot_to_monotonic_ns: start.boot_to_monotonic_ns,
         };
         self.time_wait_probes = start.time_wait;
+        self.traced = start.transitions;
+        self.private_pids = start.private_pids;
+        self.home = start.netns;
         if start.sockets != self.selection.sockets {
             self.recorded = Some(start.sockets.clone());
         }

@@ -17,10 +17,12 @@ pub struct Owner {
     pub start: u64,
     /// How it is known.
     pub via: Via,
+    /// It descends from the process whose tree is watched.
+    pub tree: bool,
 }
 
 /// How an owner is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Via {
     /// It called `connect()`.
     Connect,
@@ -66,15 +68,23 @@ impl Owner {
             comm: task.comm,
             start: task.start,
             via,
+            tree: task.tree,
         }
     }
 
     /// Whether both are the same process, not only the same pid.
     #[must_use]
     pub const fn is_same_process(&self, other: &Self) -> bool {
-        // `/proc` gives the start in hundredths of a second, cut off.
+        let (own, others) = (self.process(), other.process());
+        own.0 == others.0 && own.1 == others.1
+    }
+
+    /// What names a process for good: its pid, and when it started, cut to hundredths of a second as in
+    /// `/proc`.
+    #[must_use]
+    pub const fn process(&self) -> (u32, u64) {
         const TICK_NS: u64 = 10_000_000;
-        self.pid == other.pid && self.start / TICK_NS == other.start / TICK_NS
+        (self.pid, self.start - self.start % TICK_NS)
     }
 }
 
@@ -88,8 +98,7 @@ pub(super) fn after(
     known: Option<Owner>,
     listener: impl FnOnce() -> Option<Owner>,
 ) -> Option<Owner> {
-    if transition.owned
-        && !transition.task.kthread
+    if is_call(transition)
         && let Some(via) = call(transition)
     {
         let caller = Owner::caller(&transition.task, via);
@@ -110,6 +119,18 @@ pub(super) fn after(
         Some(owner) if owner.via == Via::Listener && transition.has_socket => None,
         known => known,
     }
+}
+
+/// Whether a caller made this change, and is the task that ran.
+pub(super) fn is_call(transition: &Transition) -> bool {
+    transition.owned && !transition.task.kthread && call(transition).is_some()
+}
+
+/// Whether the end of the owner's process made this change, and no call of it: `do_exit()` gives up what
+/// files are still open, and connections that a listener's queue still holds. `owner`: after the change.
+pub(super) fn is_exit(transition: &Transition, owner: Option<Owner>) -> bool {
+    let ended = Owner::caller(&transition.task, Via::Close);
+    transition.task.exiting && owner.is_some_and(|owner| owner.is_same_process(&ended))
 }
 
 /// The call that makes this change; `None` when the kernel makes it by itself.

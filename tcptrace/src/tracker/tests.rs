@@ -48,6 +48,8 @@ fn process(pid: u32, comm: &str) -> Task {
         start: u64::from(pid) * 1_000_000_000,
         uid: 1000,
         kthread: false,
+        exiting: false,
+        tree: false,
     }
 }
 
@@ -218,6 +220,8 @@ impl World {
             kernel: "6.18".into(),
             hz: self.hz as u32,
             netns: NETNS,
+            transitions: true,
+            private_pids: false,
             time_wait: probes,
             accept: probes,
             sockets,
@@ -230,6 +234,7 @@ impl World {
             Fact::Change(change) => changes.push(change_text(&change)),
             Fact::TimeWaitEnd(end) => ends.push(end_text(&end)),
             Fact::Lost(it) => *lost += it.records,
+            _ => {}
         });
     }
 
@@ -358,6 +363,7 @@ fn row(ms: u64, socket: Socket, state: State, inode: u32) -> Event {
         inode,
         cgroup: 0,
         time_wait_ms: None,
+        detail: None,
     })
 }
 
@@ -370,15 +376,18 @@ fn time_wait_row(ms: u64, socket: Socket, state: State, left_ms: u32) -> Event {
         inode: 0,
         cgroup: 0,
         time_wait_ms: Some(left_ms),
+        detail: None,
     })
 }
 
 fn holder(inode: u32, task: Task) -> Event {
     Event::Holder(Holder {
         inode,
+        fd: None,
         pid: task.pid,
         comm: task.comm,
         start: task.start,
+        tree: task.tree,
     })
 }
 
@@ -484,6 +493,9 @@ fn change_text(change: &Change<'_>) -> String {
     if change.late {
         text.push_str(", late");
     }
+    if change.time_error != 0 {
+        let _ = write!(text, " off by up to {}", change.time_error / 1_000_000);
+    }
     text
 }
 
@@ -499,6 +511,9 @@ fn end_text(end: &TimeWaitEnd<'_>) -> String {
         if end.dwell_at_least { "at least " } else { "" },
         ms(end.dwell),
     );
+    if end.dwell_error != 0 {
+        let _ = write!(text, " off by up to {}", end.dwell_error / 1_000_000);
+    }
     if end.fin_wait2.is_some() {
         let _ = write!(text, ", fin_wait2 {}", ms(end.fin_wait2));
     }

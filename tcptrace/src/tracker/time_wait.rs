@@ -98,6 +98,20 @@ pub(super) struct Life {
     pub(super) seen: u32,
     /// When a record or a look last told of it.
     pub(super) last: u64,
+    /// What looks alone tell of it, where there are no probes.
+    pub(super) shown: Option<Shown>,
+}
+
+/// What the looks at a timewait socket showed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    /// When the last look showed it.
+    pub(super) time: u64,
+    /// When its timer is due, by that look.
+    pub(super) due: u64,
+    /// How much earlier than [`Life::entered`] it may have begun, if its minute was started again before
+    /// the first look; `None` when it may be from before the tracer.
+    pub(super) earlier: Option<u64>,
 }
 
 /// When TIME_WAIT began.
@@ -117,7 +131,7 @@ pub(super) struct Clocks {
 }
 
 impl Clocks {
-    const fn jiffies_ns(self, jiffies: u64) -> u64 {
+    pub(super) const fn jiffies_ns(self, jiffies: u64) -> u64 {
         jiffies.saturating_mul(1_000_000_000) / self.hz as u64
     }
 

@@ -319,3 +319,22 @@ fn without_a_stamp_function_probes_know_the_entry_all_the_same() {
     ]);
     world.assert_empty();
 }
+
+/// Also of a socket that was there before: the look showed it in FIN_WAIT2, so its first start is the entry.
+#[test]
+fn without_a_stamp_function_probes_know_the_entry_of_an_orphan_from_before() {
+    let mut world = World::with_probes(Probes::Functions).without_stamps();
+    for event in [
+        look(10, Scope::All),
+        time_wait_row(11, client(), FinWait2, 59_000),
+        look_end(15, &[NETNS]),
+    ] {
+        world.feed(event);
+    }
+    world.feed(world.armed(600, client(), TimeWaitState));
+    world.assert_changes(&["1 600 FIN_WAIT2>TIME_WAIT, nobody"]);
+    world.feed(world.done(60_700, client(), TimeWaitState, 600));
+    world.assert_changes(&["1 60700 TIME_WAIT>CLOSE after 60100, nobody"]);
+    world.assert_ends(&["1 60700 expired, entered 600, dwell 60100, rearmed no, nobody"]);
+    world.assert_empty();
+}

@@ -247,11 +247,56 @@ fn without_probes_looks_show_time_wait_begin_and_end() {
     );
     world.assert_changes(&["1 1900 FIN_WAIT2>TIME_WAIT after 1600, curl via connect, late"]);
     time_waits(&mut world, 3000, &[]);
+    world.assert_ends(&[]);
     time_waits(&mut world, 4000, &[]);
+    // At 1001 it was not there yet, at 2001 it still was; two jiffies at 250 Hz for the timer.
+    world.assert_changes(&[
+        "1 4005 TIME_WAIT>CLOSE after 2105, curl via connect, late off by up to 2911",
+    ]);
     world.assert_ends(&[
-        "1 4005 unknown, entered 1900, dwell ?, fin_wait2 1600, rearmed ?, curl via connect",
+        "1 4005 unknown, entered 1900, dwell 2105 off by up to 2911, fin_wait2 1600, rearmed ?, curl via connect",
     ]);
     world.assert_empty();
+}
+
+#[test]
+fn without_probes_what_outlives_its_timer_has_expired() {
+    let mut world = without_probes();
+    let shown = |ms, left| time_wait_row(ms, client(), TimeWaitState, left);
+    time_waits(&mut world, 500, &[shown(501, 59_899)]);
+    time_waits(&mut world, 60_500, &[shown(60_501, 0)]);
+    time_waits(&mut world, 60_750, &[]);
+    time_waits(&mut world, 61_000, &[]);
+    world.assert_ends(&[
+        "1 61005 expired, entered 400, dwell 60605 off by up to 512, fin_wait2 100, rearmed ?, curl via connect",
+    ]);
+    world.assert_empty();
+}
+
+#[test]
+fn without_probes_a_minute_that_starts_again_is_seen_in_the_timer() {
+    let mut world = without_probes();
+    let shown = |ms, left| time_wait_row(ms, client(), TimeWaitState, left);
+    time_waits(&mut world, 500, &[shown(501, 59_899)]);
+    time_waits(&mut world, 10_500, &[shown(10_501, 59_999)]);
+    time_waits(&mut world, 10_750, &[]);
+    time_waits(&mut world, 11_000, &[]);
+    world.assert_ends(&[
+        "1 11005 unknown, entered 400, dwell 10605 off by up to 512, fin_wait2 100, rearmed yes, curl via connect",
+    ]);
+}
+
+#[test]
+fn without_probes_a_time_wait_from_before_is_a_bound() {
+    let mut world = World::with_probes(Probes::None);
+    let shown = |ms| time_wait_row(ms, client(), TimeWaitState, 30_000);
+    time_waits(&mut world, 0, &[shown(1)]);
+    time_waits(&mut world, 250, &[]);
+    time_waits(&mut world, 500, &[]);
+    world.assert_changes(&["1 505 TIME_WAIT>CLOSE, nobody, late off by up to 512"]);
+    world.assert_ends(&[
+        "1 505 unknown, entered -29999, dwell at least 30504 off by up to 512, rearmed ?, nobody",
+    ]);
 }
 
 #[test]

@@ -175,6 +175,8 @@ fn any_event(random: &mut Random) -> Event {
     socket.netns = netns;
     let mut task = process(random.below(3) as u32, "any");
     task.kthread = random.once_in(4);
+    task.exiting = random.once_in(4);
+    task.tree = random.once_in(2);
     let time = if random.once_in(200) {
         random.next()
     } else {
@@ -218,7 +220,12 @@ fn any_event(random: &mut Random) -> Event {
         6 => Event::TimeWaitDone(time_wait),
         7 => Event::Look(Look {
             time,
-            scope: random.of(&[Scope::All, Scope::TimeWait, Scope::Orphans]),
+            scope: random.of(&[
+                Scope::All,
+                Scope::TimeWait,
+                Scope::Orphans,
+                Scope::States(State::ALL.into_iter().collect()),
+            ]),
         }),
         8 | 9 => Event::Socket(Row {
             time,
@@ -227,6 +234,7 @@ fn any_event(random: &mut Random) -> Event {
             inode: random.below(3) as u32,
             cgroup: random.below(2),
             time_wait_ms: random.of(&[None, Some(0), Some(59_000), Some(u32::MAX)]),
+            detail: None,
         }),
         10 => holder(random.below(3) as u32, task),
         11 => Event::LookEnd {
