@@ -5,6 +5,9 @@
 //! a refused and a reset connection, a process with a hostile name, an exhausted range of local ports,
 //! and connections that nobody accepted.
 //!
+//! `testdata/leaks.jsonl` was recorded likewise: a client that closes every third of its sockets, and does
+//! not read the end of file of every fourteenth, with looks 15 s apart.
+//!
 //! After a change that is meant to be seen:
 //! `UPDATE_GOLDEN=1 cargo test -p tcptrace --test golden`, and read the difference.
 
@@ -16,12 +19,16 @@ fn testdata(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Runs tcptrace on the recording. Returns standard output and standard error.
+/// Runs tcptrace on the recording of traffic. Returns standard output and standard error.
 fn tcptrace(args: &[&str]) -> (String, String) {
+    tcptrace_on("traffic.jsonl", args)
+}
+
+fn tcptrace_on(recording: &str, args: &[&str]) -> (String, String) {
     let run = Command::new(env!("CARGO_BIN_EXE_tcptrace"))
         .args(args)
         .arg("--from")
-        .arg(testdata("traffic.jsonl"))
+        .arg(testdata(recording))
         .output()
         .expect("tcptrace runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
@@ -73,6 +80,26 @@ fn timewait_as_text() {
 fn timewait_as_json() {
     let (out, err) = tcptrace(&["timewait", "-o", "json"]);
     assert_golden("traffic.timewait.jsonl", &out);
+    assert_eq!(err, "");
+}
+
+#[test]
+fn leaks_as_text() {
+    let (out, err) = tcptrace_on("leaks.jsonl", &["leaks", "--older-than", "20s"]);
+    assert_golden("leaks.txt", &out);
+    assert_eq!(err, "");
+    let (last, _) = tcptrace_on("leaks.jsonl", &["leaks", "--older-than", "20s", "--once"]);
+    assert!(
+        last.len() < out.len() && out.ends_with(&last),
+        "the last of them: {last}"
+    );
+}
+
+#[test]
+fn leaks_as_json() {
+    let json = ["leaks", "--older-than", "20s", "--once", "-o", "json"];
+    let (out, err) = tcptrace_on("leaks.jsonl", &json);
+    assert_golden("leaks.out.jsonl", &out);
     assert_eq!(err, "");
 }
 

@@ -1,0 +1,105 @@
+//! `tcptrace leaks`: now, for as long as wanted, or while a program runs.
+
+use std::{process::ExitStatus, time::Duration};
+
+use anyhow::Result;
+use tcptrace_ebpf::State;
+
+use super::{options, show, watch};
+use crate::{
+    cli::{Format, Leaks},
+    command,
+    event::States,
+    leaks::{Criteria, Json, Options, Text},
+    output::Output,
+    select::Selection,
+    source::{self, Piles, Tracing},
+    view::View,
+};
+
+/// How far apart `--once` looks twice.
+const APART: Duration = Duration::from_secs(1);
+/// Longer than that.
+const NEVER: Duration = Duration::from_secs(86_400);
+
+/// Runs it. Returns the exit code.
+pub(super) fn run(args: Leaks) -> Result<u8> {
+    let runs = !args.command.is_empty();
+    let states: States = args.states.iter().copied().collect();
+    // What is left open by a program that runs for seconds is a leak sooner.
+    let default = |seconds, when_run| Duration::from_secs(if runs { when_run } else { seconds });
+    let older_than = args.older_than.unwrap_or(default(60, 1));
+    let view_options = Options {
+        criteria: Criteria {
+            states,
+            older_than: u64::try_from(older_than.as_nanos()).unwrap_or(u64::MAX),
+        },
+        once: args.once || runs,
+        until_exit: runs,
+        dwell: args.dwell,
+    };
+    let mut selection = args
+        .owners
+        .clone()
+        .selection(args.sockets.clone(), args.states.clone());
+    // Descriptors of connections that are over are leaked like those that the peer has left.
+    selection.finished = states.contains(State::CloseWait);
+    selection.tree = runs;
+    let mut options = options(&args.common.live, &selection);
+    options.tracing = match options.tracing {
+        _ if args.once => {
+            options.duration = Some(APART);
+            Tracing::Off
+        }
+        Tracing::Required(mut settings) if runs => {
+            settings.watch_descendants()?;
+            Tracing::Required(settings)
+        }
+        Tracing::Required(settings) => Tracing::Preferred(settings),
+        tracing => tracing,
+    };
+    options.piles = Some(Piles {
+        states,
+        every: match args.interval {
+            _ if args.once => NEVER,
+            interval => interval.unwrap_or(default(5, 1)),
+        },
+        tree: runs,
+    });
+    let out = match &args.report {
+        Some(path) => Output::file(path)?,
+        None if runs => Output::stderr(),
+        None => Output::stdout(args.common.no_color),
+    };
+    let format = args.common.output;
+    let (status, has_leak) = match format {
+        Format::Json => {
+            let mut view = Json::new(out, view_options);
+            let status = go(&args, options, selection, &mut view)?;
+            (status, view.has_leak())
+        }
+        Format::Text => {
+            let mut view = Text::new(out, view_options);
+            let status = go(&args, options, selection, &mut view)?;
+            (status, view.has_leak())
+        }
+    };
+    Ok(match status {
+        _ if args.exit_code && has_leak => 1,
+        Some(status) => command::exit_code(status),
+        None => 0,
+    })
+}
+
+fn go(
+    args: &Leaks,
+    options: source::Options,
+    selection: Selection,
+    view: &mut impl View,
+) -> Result<Option<ExitStatus>> {
+    if args.command.is_empty() {
+        show(&args.common, options, selection, view)?;
+        return Ok(None);
+    }
+    watch(&args.common.live, options, &args.command, selection, view)
+}
