@@ -1,17 +1,17 @@
 //! The command line, as it is typed.
 
-use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tcptrace_ebpf::State;
 
 use crate::{
-    event::Comm,
+    event::{Comm, Probes},
     kernel::netns,
     select::{Cidr, Selection, Sockets},
 };
 
-/// Every TCP transition as it happens, how long TIME_WAIT really lasts, and whose sockets they are.
+/// Who leaks CLOSE_WAIT, how long TIME_WAIT really lasts, and every TCP transition as it happens.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
@@ -22,17 +22,23 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  sudo tcptrace leaks --once                who leaks CLOSE_WAIT, why, since when
   sudo tcptrace stream                      every transition, until Ctrl-C
   sudo tcptrace stream --lport 443 -o json  of one service, as JSON lines
   sudo tcptrace timewait --duration 2m      how long TIME_WAIT lasts, who makes it, how it ends
   sudo tcptrace record trace.jsonl          keep everything for later
   tcptrace stream --from trace.jsonl        ... and look at it, without root
+  sudo tcptrace doctor                      what works on this machine, and why not more
 
-Exit status: 0 fine, 2 an error or a wrong option.";
+Exit status: 0 fine, 2 an error or a wrong option; 1 with `leaks --exit-code` for a leak, and if `doctor`
+finds something that does not work.";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Tell who leaks sockets in CLOSE_WAIT, why, and since when
+    #[command(after_help = LEAKS_EXAMPLES)]
+    Leaks(Leaks),
     /// Print every TCP transition as it happens
     #[command(after_help = STREAM_EXAMPLES)]
     Stream(Stream),
@@ -42,7 +48,28 @@ pub enum Command {
     /// Write what comes in to a file, for later
     #[command(after_help = RECORD_EXAMPLES)]
     Record(Record),
+    /// Tell what works on this machine, why not more, and what to do about it
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(Doctor),
 }
+
+const LEAKS_EXAMPLES: &str = "\
+Examples:
+  tcptrace leaks --once               now, from what the kernel knows; no BPF, any kernel
+  tcptrace leaks                      watch: exact ages, growth, when the limit of descriptors is reached
+  tcptrace leaks --older-than 10m --comm java
+  tcptrace leaks --once --exit-code -o json > leaks.json || page-somebody
+  tcptrace leaks -- ./integration-tests         what do they leave open?
+  tcptrace leaks --exit-code -- ./integration-tests      ... for a CI job
+  tcptrace leaks --state FIN_WAIT2    other states in which sockets pile up
+
+A socket is leaked when its peer has closed, its own process has not, and nothing is sent any more. Why
+not: `drained` (everything was read; a missing close), `eof_unread` (the process has not read the end),
+`not_accepted` (the listener's queue is not served), `write_blocked` (the peer takes nothing),
+`finished` (the connection is over, the descriptor is still there: ss does not list it).
+
+Exit status: 0 fine, 2 an error; with --exit-code 1 if the last report tells of a leak. Of a program that
+is run, its own otherwise, 128 and the signal's number if one ended it, 127 or 126 if it cannot be run.";
 
 const STREAM_EXAMPLES: &str = "\
 Examples:
@@ -66,6 +93,54 @@ Examples:
   tcptrace record --duration 10m trace.jsonl
   tcptrace record - | zstd > trace.jsonl.zst
   zstdcat trace.jsonl.zst | tcptrace timewait --from -";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  sudo tcptrace doctor                 before the first use, and for a bug report
+  tcptrace doctor                      what a user without privileges gets
+  sudo tcptrace doctor -o json | jq '.checks[] | select(.fix)'
+
+It loads every probe, looks once at everything, and takes it all away again.
+
+Exit status: 0 all works, 1 something does not or not fully, 2 neither probes nor sock_diag work.";
+
+/// `tcptrace leaks`.
+#[derive(Debug, Args)]
+pub struct Leaks {
+    /// Run this program, watch its processes only, and report at its end what they leaked while it ran; on
+    /// standard error, so that the program's own output stays as it is
+    #[arg(last = true, value_name = "CMD", conflicts_with_all = ["once", "duration", "from", "dwell"])]
+    pub(crate) command: Vec<OsString>,
+    /// How long a socket must have been in its state [default: 60s; 1s for a program that is run]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) older_than: Option<Duration>,
+    /// Look twice, one second apart, print one report and end. Needs neither BPF nor, for one's own
+    /// processes, privileges
+    #[arg(long, conflicts_with_all = ["duration", "interval", "buffer", "probes", "probe_log", "dwell"])]
+    pub(crate) once: bool,
+    /// Exit with 1 if the last report tells of a leak
+    #[arg(long)]
+    pub(crate) exit_code: bool,
+    /// Where the report of a program that is run goes, instead of standard error
+    #[arg(long, value_name = "FILE", requires = "command")]
+    pub(crate) report: Option<PathBuf>,
+    /// How often to look, at most [default: 5s; 1s for a program that is run]
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, conflicts_with = "from")]
+    pub(crate) interval: Option<Duration>,
+    /// With every report, also how long sockets stay in the state, by process
+    #[arg(long)]
+    pub(crate) dwell: bool,
+    /// State in which sockets pile up: CLOSE_WAIT, or ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING,
+    /// SYN_RECV, SYN_SENT; may be given again
+    #[arg(long = "state", value_name = "STATE", value_parser = parse_pile, default_value = "CLOSE_WAIT", hide_default_value = true)]
+    pub(crate) states: Vec<State>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(flatten)]
+    pub(crate) sockets: SocketFilters,
+    #[command(flatten)]
+    pub(crate) owners: OwnerFilters,
+}
 
 /// `tcptrace stream`.
 #[derive(Debug, Args)]
@@ -97,10 +172,24 @@ pub struct Timewait {
 pub struct Record {
     /// Where to: a file, or - for standard output
     pub(crate) file: PathBuf,
+    /// How often to look who holds sockets in CLOSE_WAIT, at most
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = "1m")]
+    pub(crate) interval: Duration,
     #[command(flatten)]
     pub(crate) live: LiveOptions,
     #[command(flatten)]
     pub(crate) sockets: SocketFilters,
+}
+
+/// `tcptrace doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// How to print: text for people, json for programs (one object)
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub(crate) output: Format,
+    /// No colours (also: set NO_COLOR). There are none anyway unless the output is a terminal
+    #[arg(long)]
+    pub(crate) no_color: bool,
 }
 
 /// Options of every command that shows something.
@@ -110,7 +199,7 @@ pub(crate) struct Common {
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     pub(crate) output: Format,
     /// Read a recording instead of the kernel; - is standard input
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "buffer", "probe_log"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "buffer", "probes", "probe_log"])]
     pub(crate) from: Option<PathBuf>,
     /// No colours (also: set NO_COLOR). There are none anyway unless the output is a terminal
     #[arg(long)]
@@ -129,15 +218,43 @@ pub(crate) struct LiveOptions {
     /// 70,000 events: twenty milliseconds, the longest it waits, at three million a second
     #[arg(long, value_name = "SIZE", value_parser = parse_buffer, default_value = "8M")]
     pub(crate) buffer: u32,
+    /// How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none;
+    /// auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at
+    /// sock_diag four times a second, and is an estimate
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = ProbeChoice::Auto,
+        hide_short_help = true, help_heading = DIAGNOSTICS)]
+    pub(crate) probes: ProbeChoice,
     /// Log what the probes themselves meet and cannot explain (for bug reports)
-    #[arg(long)]
+    #[arg(long, hide_short_help = true, help_heading = DIAGNOSTICS)]
     pub(crate) probe_log: bool,
 }
 
+/// Which probes are asked for, besides the one of the transitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProbeChoice {
+    Auto,
+    Functions,
+    Tracepoints,
+    None,
+}
+
+impl ProbeChoice {
+    /// The kind asked for; `None` for what works.
+    pub(crate) const fn kind(self) -> Option<Probes> {
+        match self {
+            Self::Auto => None,
+            Self::Functions => Some(Probes::Functions),
+            Self::Tracepoints => Some(Probes::Tracepoints),
+            Self::None => Some(Probes::None),
+        }
+    }
+}
+
+const DIAGNOSTICS: &str = "Diagnostics";
 const FILTERS: &str = "Filters (all must fit; of one given several times, any)";
 
 /// Filters by what a socket is.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = FILTERS)]
 pub(crate) struct SocketFilters {
     /// Port, local or remote
@@ -164,7 +281,7 @@ pub(crate) struct SocketFilters {
 }
 
 /// Filters by whose a socket is.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = FILTERS)]
 pub(crate) struct OwnerFilters {
     /// Process that owns the socket
@@ -214,6 +331,8 @@ impl OwnerFilters {
             comms: self.comms,
             containers: self.containers,
             states,
+            tree: false,
+            finished: false,
         }
     }
 }
@@ -227,6 +346,14 @@ fn parse_state(text: &str) -> Result<State, String> {
             let names: Vec<&str> = State::ALL.iter().map(|state| state.name()).collect();
             format!("no TCP state; they are {}", names.join(", "))
         })
+}
+
+fn parse_pile(text: &str) -> Result<State, String> {
+    match parse_state(text)? {
+        State::Close | State::Listen => Err("no connection is in that state".to_owned()),
+        State::TimeWait => Err("nobody holds those: see `tcptrace timewait`".to_owned()),
+        state => Ok(state),
+    }
 }
 
 fn parse_comm(text: &str) -> Result<Comm, String> {
@@ -274,6 +401,14 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
 }
 
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < Duration::from_millis(100) {
+        return Err("at least 100ms".to_owned());
+    }
+    Ok(interval)
+}
+
 fn parse_buffer(text: &str) -> Result<u32, String> {
     let wrong = || "a power of two from 4K to 1G: 256K, 8M, 64M".to_owned();
     let (number, unit) = match text.find(|char: char| !char.is_ascii_digit()) {
@@ -298,6 +433,7 @@ fn parse_buffer(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::probes;
 
     #[test]
     fn the_command_line_is_sound() {
@@ -324,7 +460,11 @@ mod tests {
     #[test]
     fn buffers_are_powers_of_two() {
         assert_eq!(parse_buffer("4K"), Ok(4096));
-        assert_eq!(parse_buffer("8M"), Ok(8 << 20));
+        assert_eq!(
+            parse_buffer("8M"),
+            Ok(probes::DEFAULT_BUFFER),
+            "the default value"
+        );
         assert_eq!(parse_buffer("1g"), Ok(1 << 30));
         for wrong in ["", "0", "1K", "5M", "2G", "M", "8X", "99999999999999999999"] {
             assert!(parse_buffer(wrong).is_err(), "{wrong}");

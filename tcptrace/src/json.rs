@@ -125,6 +125,11 @@ pub fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
+/// An error in seconds; one that is 0 is not written.
+fn error_seconds(ns: u64) -> Option<f64> {
+    (ns != 0).then(|| seconds(ns))
+}
+
 /// A line of `stream`.
 #[derive(Debug, Serialize)]
 struct TransitionLine<'a> {
@@ -141,6 +146,8 @@ struct TransitionLine<'a> {
     container: Option<&'a str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     late: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_error_seconds: Option<f64>,
 }
 
 /// A line of `timewait`.
@@ -157,6 +164,8 @@ struct TimeWaitLine<'a> {
     dwell_seconds: Option<f64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dwell_at_least: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dwell_error_seconds: Option<f64>,
     fin_wait2_seconds: Option<f64>,
     rearmed: Option<bool>,
     end: &'static str,
@@ -216,6 +225,7 @@ impl Lines {
                 owner: change.owner.map(OwnerFields::from),
                 container: change.container,
                 late: change.late,
+                time_error_seconds: error_seconds(change.time_error),
             },
         );
     }
@@ -233,6 +243,7 @@ impl Lines {
                 entered: end.entered.map(|entered| self.time(entered)),
                 dwell_seconds: end.dwell.map(seconds),
                 dwell_at_least: end.dwell_at_least,
+                dwell_error_seconds: error_seconds(end.dwell_error),
                 fin_wait2_seconds: end.fin_wait2.map(seconds),
                 rearmed: end.rearmed,
                 end: end.ending.name(),
@@ -304,11 +315,19 @@ impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match i32::try_from(self.0).unwrap_or(0) {
             libc::EPERM => "EPERM",
+            libc::ENOENT => "ENOENT",
+            libc::ESRCH => "ESRCH",
             libc::EINTR => "EINTR",
             libc::EIO => "EIO",
+            libc::E2BIG => "E2BIG",
             libc::ENOMEM => "ENOMEM",
             libc::EACCES => "EACCES",
+            libc::EBUSY => "EBUSY",
+            libc::ENODEV => "ENODEV",
             libc::EINVAL => "EINVAL",
+            libc::EMFILE => "EMFILE",
+            libc::ENOSPC => "ENOSPC",
+            libc::ENOSYS => "ENOSYS",
             libc::EPIPE => "EPIPE",
             libc::EPROTO => "EPROTO",
             libc::EBADMSG => "EBADMSG",
@@ -327,6 +346,8 @@ impl fmt::Display for Errno {
             libc::ECONNREFUSED => "ECONNREFUSED",
             libc::EHOSTDOWN => "EHOSTDOWN",
             libc::EHOSTUNREACH => "EHOSTUNREACH",
+            // The kernel's own, for which C libraries have no name (include/linux/errno.h).
+            524 => "ENOTSUPP",
             _ => return write!(f, "E{}", self.0),
         };
         f.write_str(name)

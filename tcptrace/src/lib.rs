@@ -4,12 +4,16 @@
 //! [facts](tracker::Fact) of them, a [view](view::View) shows those.
 
 pub mod cli;
+pub mod command;
 pub mod container;
+pub mod doctor;
 pub mod event;
 pub mod json;
 pub mod kernel;
+pub mod leaks;
 pub mod output;
 mod probe_log;
+pub mod reason;
 pub mod run;
 pub mod select;
 pub mod source;

@@ -3,16 +3,17 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tcptrace::{cli::Cli, run};
+use tcptrace::{cli::Cli, command::NotStarted, run};
 
 fn main() -> ExitCode {
     match run::run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         // Whoever read our output has had enough: no mistake of anybody's.
         Err(error) if run::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tcptrace: {error:#}");
-            ExitCode::from(2)
+            let not_started = error.downcast_ref::<NotStarted>();
+            ExitCode::from(not_started.map_or(2, NotStarted::exit_code))
         }
     }
 }

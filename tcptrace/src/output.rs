@@ -1,18 +1,65 @@
-//! Standard output: gathered, written at once.
+//! What is printed: gathered, written at once.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _, Write as _},
+    path::Path,
+};
 
-/// Standard output.
+use unicode_width::UnicodeWidthChar as _;
+
+/// Where views write.
+#[derive(Default)]
 pub struct Output {
+    to: To,
     /// What has gathered since the last [`flush`](Self::flush).
     pub buffer: Vec<u8>,
     /// It is a terminal.
     pub is_terminal: bool,
     /// Colours are wanted.
     pub color: bool,
+    /// Something was written.
+    begun: bool,
+    /// Lines of the page that was [drawn](Self::draw) last.
+    drawn: usize,
+}
+
+#[derive(Default)]
+enum To {
+    #[default]
+    Stdout,
+    Stderr,
+    File(File),
 }
 
 impl Output {
+    /// Standard error, for a report beside the output of another program: no page is drawn over there.
+    #[must_use]
+    pub fn stderr() -> Self {
+        Self {
+            to: To::Stderr,
+            ..Self::default()
+        }
+    }
+
+    /// A file, made or overwritten.
+    ///
+    /// # Errors
+    /// When it cannot be: with what to do.
+    pub fn file(path: &Path) -> io::Result<Self> {
+        let file = File::create(path).map_err(|error| {
+            let what = format!(
+                "cannot write the report {}: {error}; give the path of a file that can be made",
+                path.display()
+            );
+            io::Error::new(error.kind(), what)
+        })?;
+        Ok(Self {
+            to: To::File(file),
+            ..Self::default()
+        })
+    }
+
     /// Standard output. Colours only on a terminal, and only if nobody objects
     /// (`--no-color`, or a `NO_COLOR` that is not empty).
     #[must_use]
@@ -23,6 +70,7 @@ impl Output {
             buffer: Vec::with_capacity(1 << 16),
             is_terminal,
             color: is_terminal && !objected,
+            ..Self::default()
         }
     }
 
@@ -34,10 +82,49 @@ impl Output {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let mut out = io::stdout().lock();
-        out.write_all(&self.buffer)?;
+        match &mut self.to {
+            To::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(&self.buffer)?;
+                out.flush()?;
+            }
+            To::Stderr => io::stderr().write_all(&self.buffer)?,
+            To::File(file) => file.write_all(&self.buffer)?,
+        }
+        self.begun = true;
         self.buffer.clear();
-        out.flush()
+        Ok(())
+    }
+
+    /// Writes a page, on a terminal over the one before. Of one that is not the `last`, what does not fit
+    /// is left out: it would scroll, and could not be drawn over.
+    ///
+    /// # Errors
+    /// When it is not taken.
+    pub fn draw(&mut self, page: &str, last: bool) -> io::Result<()> {
+        if self.drawn > 0 {
+            write!(self.buffer, "\x1b[{}F\x1b[J", self.drawn)?;
+        }
+        self.drawn = 0;
+        match self.size() {
+            Some((width, height)) if !last => {
+                let rows = page.lines().flat_map(|line| rows(line, width));
+                for row in rows.take(height.saturating_sub(1)) {
+                    self.buffer.extend_from_slice(row.as_bytes());
+                    self.buffer.push(b'\n');
+                    self.drawn += 1;
+                }
+            }
+            _ => self.buffer.extend_from_slice(page.as_bytes()),
+        }
+        self.flush()
+    }
+
+    /// An empty line, if something was written before that stays.
+    pub fn separate(&mut self) {
+        if self.begun && self.drawn == 0 {
+            self.buffer.push(b'\n');
+        }
     }
 
     /// Width and height of the terminal in characters; `None` if it is none.
@@ -49,5 +136,53 @@ impl Output {
         let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
         (size.ws_col > 0 && size.ws_row > 0)
             .then_some((usize::from(size.ws_col), usize::from(size.ws_row)))
+    }
+}
+
+/// A line in rows of at most `width` columns, broken at spaces where there are any.
+fn rows(line: &str, width: usize) -> Vec<&str> {
+    let mut rows = Vec::new();
+    let mut rest = line;
+    loop {
+        let mut columns = 0;
+        let too_long = rest.char_indices().find(|(_, char)| {
+            columns += char.width().unwrap_or(0);
+            columns > width
+        });
+        let Some((end, first_beyond)) = too_long else {
+            if rows.is_empty() || !rest.is_empty() {
+                rows.push(rest);
+            }
+            return rows;
+        };
+        let space = rest[..end].trim_start().rfind(' ');
+        let indent = end - rest[..end].trim_start().len();
+        let at = match space {
+            _ if first_beyond == ' ' => end,
+            Some(space) => indent + space,
+            // A terminal of no width, or a character wider than it.
+            None if end == 0 => first_beyond.len_utf8(),
+            None => end,
+        };
+        rows.push(&rest[..at]);
+        rest = rest[at..].strip_prefix(' ').unwrap_or(&rest[at..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_broken_where_words_end() {
+        assert_eq!(rows("", 4), [""]);
+        assert_eq!(rows("abcd", 4), ["abcd"]);
+        assert_eq!(rows("ab cd", 4), ["ab", "cd"]);
+        assert_eq!(rows("abcd ef", 4), ["abcd", "ef"]);
+        assert_eq!(rows("abcdefghij", 4), ["abcd", "efgh", "ij"]);
+        assert_eq!(rows("  abcdefg", 4), ["  ab", "cdef", "g"]);
+        assert_eq!(rows("a 日本語", 4), ["a", "日本", "語"]);
+        assert_eq!(rows("日本", 1), ["日", "本"]);
+        assert_eq!(rows("ab", 0), ["a", "b"]);
     }
 }

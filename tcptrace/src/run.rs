@@ -1,21 +1,28 @@
 //! Running a command: from the source through the tracker to the view.
 
+mod leaks;
+
 use std::{
+    ffi::OsString,
     fs::File,
     io::{self, BufWriter, Write},
     path::Path,
+    process::ExitStatus,
 };
 
 use anyhow::{Context as _, Result};
+use tcptrace_ebpf::State;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    cli::{Cli, Command, Common, Format, LiveOptions, Record},
+    cli::{Cli, Command, Common, Doctor, Format, LiveOptions, Record},
+    command::Program,
+    doctor,
     event::{End, Event},
     kernel::probes,
     output::Output,
     select::Selection,
-    source::{self, Live, Wake},
+    source::{self, Live, Piles, Tracing, Wake},
     stream, timewait,
     tracker::{Needs, Tracker},
     view::View,
@@ -24,30 +31,52 @@ use crate::{
 /// A recording's facts are written when so many events have gathered.
 const FILE_BATCH: u32 = 4096;
 
-/// Does what the command line says.
+/// Does what the command line says. Returns the exit code.
 ///
 /// # Errors
 /// Anything that keeps it from doing that: one sentence with what, why, and how to fix it.
-pub fn run(cli: Cli) -> Result<()> {
+pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
+        Command::Leaks(args) => return leaks::run(args),
         Command::Stream(args) => {
             let selection = args.owners.selection(args.sockets, args.states);
             let out = Output::stdout(args.common.no_color);
             match args.common.output {
-                Format::Json => show(&args.common, selection, stream::Json::new(out)),
-                Format::Text => show(&args.common, selection, stream::Text::new(out)),
+                Format::Json => trace(&args.common, selection, stream::Json::new(out)),
+                Format::Text => trace(&args.common, selection, stream::Text::new(out)),
             }
         }
         Command::Timewait(args) => {
             let selection = args.owners.selection(args.sockets, Vec::new());
             let out = Output::stdout(args.common.no_color);
             match args.common.output {
-                Format::Json => show(&args.common, selection, timewait::Json::new(out)),
-                Format::Text => show(&args.common, selection, timewait::Text::new(out)),
+                Format::Json => trace(&args.common, selection, timewait::Json::new(out)),
+                Format::Text => trace(&args.common, selection, timewait::Text::new(out)),
             }
         }
         Command::Record(args) => record(args),
+        Command::Doctor(args) => return doctor(&args),
     }
+    .map(|()| 0)
+}
+
+/// `tcptrace doctor`.
+fn doctor(args: &Doctor) -> Result<u8> {
+    let report = doctor::examine();
+    let mut out = Output::stdout(args.no_color);
+    match args.output {
+        Format::Json => doctor::json::write(&report, &mut out.buffer),
+        Format::Text => doctor::text::write(&report, out.color, &mut out.buffer),
+    }
+    out.flush().map_err(to_stdout)?;
+    Ok(report.verdict().exit_code())
+}
+
+/// Traces, and shows what it finds.
+fn trace(common: &Common, selection: Selection, mut view: impl View) -> Result<()> {
+    let options = options(&common.live, &selection);
+    show(common, options, selection, &mut view)?;
+    Ok(())
 }
 
 /// Whether the error is a reader that went away.
@@ -60,17 +89,32 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Shows events, live or from a file.
-fn show(common: &Common, selection: Selection, mut view: impl View) -> Result<()> {
-    if let Some(path) = &common.from {
-        return replay(path, selection, &mut view);
+fn show(
+    common: &Common,
+    options: source::Options,
+    selection: Selection,
+    view: &mut impl View,
+) -> Result<()> {
+    match &common.from {
+        Some(path) => replay(path, selection, view),
+        None => watch(&common.live, options, &[], selection, view).map(|_| ()),
     }
-    let options = options(&common.live, &selection);
+}
+
+/// Shows what happens, while `program` runs if there is one. Returns how that ended.
+fn watch(
+    args: &LiveOptions,
+    options: source::Options,
+    program: &[OsString],
+    selection: Selection,
+    view: &mut impl View,
+) -> Result<Option<ExitStatus>> {
     let mut tracker = Tracker::new(selection);
     let mut now = 0;
     let mut end = None;
-    live(&common.live, options, |step| match step {
+    live(args, options, program, |step| match step {
         Step::Event(event) => {
-            take(&mut tracker, &mut view, event, &mut now, &mut end);
+            take(&mut tracker, view, event, &mut now, &mut end);
             Ok(())
         }
         Step::Needs(needs) => {
@@ -93,13 +137,17 @@ fn replay(path: &Path, selection: Selection, view: &mut impl View) -> Result<()>
     let mut end = None;
     let mut count = 0_u32;
     let ended = loop {
-        match file.next_event() {
-            Ok(Some(event)) => take(&mut tracker, view, &event, &mut now, &mut end),
+        let looked = match file.next_event() {
+            Ok(Some(event)) => {
+                take(&mut tracker, view, &event, &mut now, &mut end);
+                matches!(event, Event::LookEnd { .. })
+            }
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
-        }
+        };
         count = count.wrapping_add(1);
-        if count.is_multiple_of(FILE_BATCH) {
+        // What a look shows is true now, and perhaps not any more with the next event.
+        if looked || count.is_multiple_of(FILE_BATCH) {
             view.flush(&tracker, now).map_err(to_stdout)?;
         }
     };
@@ -148,16 +196,22 @@ fn take(
 fn record(args: Record) -> Result<()> {
     let selection = Selection {
         sockets: args.sockets.sockets(),
+        finished: true,
         ..Selection::default()
     };
     let name = args.file.display().to_string();
-    let options = options(&args.live, &selection);
+    let mut options = options(&args.live, &selection);
+    options.piles = Some(Piles {
+        states: [State::CloseWait].into_iter().collect(),
+        every: args.interval,
+        tree: false,
+    });
     // What the tracker needs decides when is looked again, so that a replay can tell as much.
     let mut tracker = Tracker::new(selection);
     // Made with the first event: a trace that cannot start does not cost an older recording.
     let mut sink: Option<BufWriter<Box<dyn Write>>> = None;
     let mut end = None;
-    let traced = live(&args.live, options, |step| match step {
+    let traced = live(&args.live, options, &[], |step| match step {
         Step::Event(event) => {
             tracker.feed(event, &mut |_| {});
             if let Event::End(ended) = event {
@@ -180,7 +234,7 @@ fn record(args: Record) -> Result<()> {
         Err(error) if sink.is_some() => {
             return Err(error.context(format!("the recording {name} is not complete")));
         }
-        traced => traced?,
+        traced => drop(traced?),
     }
     if let Some(end) = end {
         eprintln!(
@@ -210,13 +264,15 @@ fn create(path: &Path) -> io::Result<BufWriter<Box<dyn Write>>> {
 
 fn options(live: &LiveOptions, selection: &Selection) -> source::Options {
     source::Options {
-        probes: probes::Settings {
+        tracing: Tracing::Required(probes::Settings {
             config: selection.to_config(),
             buffer: live.buffer,
             time_wait: selection.needs_time_wait(),
+            only: live.probes.kind(),
             log: live.probe_log,
-        },
+        }),
         sockets: selection.sockets.clone(),
+        piles: None,
         duration: live.duration,
     }
 }
@@ -231,23 +287,33 @@ enum Step<'a> {
     Flush,
 }
 
-/// Traces until a signal, or until the time is up.
+/// Traces until a signal, until the time is up, or, if there is a program to run, until that has ended: then
+/// it says how.
 fn live(
     args: &LiveOptions,
     options: source::Options,
+    program: &[OsString],
     mut step: impl FnMut(Step<'_>) -> io::Result<()>,
-) -> Result<()> {
+) -> Result<Option<ExitStatus>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+        // With a program, signals are for that.
+        let mut signals = match program {
+            [] => Some((
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+            )),
+            _ => None,
+        };
         let mut live = Live::start(options)?;
-        if args.probe_log {
-            crate::probe_log::start(live.ebpf())?;
+        if args.probe_log
+            && let Some(ebpf) = live.ebpf()
+        {
+            crate::probe_log::start(ebpf)?;
         }
         // The first error of the command ends it all; what it was is told at the end.
         let mut failed = Ok(());
@@ -259,19 +325,32 @@ fn live(
         let unseen = live
             .begin(&mut each)
             .context("cannot look at the sockets that exist")?;
-        for sentence in live.degraded().iter().chain(&unseen) {
-            eprintln!("tcptrace: {sentence}");
+        for reason in live.degraded().iter().chain(&unseen) {
+            eprintln!("tcptrace: {reason}");
         }
-        eprintln!("tcptrace: tracing");
+        let mut program = match program {
+            [] => None,
+            program => Some(Program::start(program)?),
+        };
+        if live.is_traced() && program.is_none() {
+            eprintln!("tcptrace: tracing");
+        }
         loop {
             failed?;
             step(Step::Flush)?;
             let mut needs = Needs::default();
             step(Step::Needs(&mut needs))?;
             let stop = async {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
+                match (&mut program, &mut signals) {
+                    // An error is told again when it is asked how the program ended.
+                    (Some(program), _) => drop(program.ended().await),
+                    (None, Some((interrupt, terminate))) => {
+                        tokio::select! {
+                            _ = interrupt.recv() => {}
+                            _ = terminate.recv() => {}
+                        }
+                    }
+                    (None, None) => std::future::pending().await,
                 }
             };
             let wake = live.wait(needs, stop).await;
@@ -282,12 +361,16 @@ fn live(
                 }
             };
             if wake == Wake::Stop {
-                live.finish(&mut each);
+                live.finish(needs, &mut each)?;
                 break;
             }
             live.work(needs, &mut each)?;
         }
         failed?;
-        Ok(step(Step::Flush)?)
+        step(Step::Flush)?;
+        Ok(match &mut program {
+            Some(program) => Some(program.ended().await?),
+            None => None,
+        })
     })
 }

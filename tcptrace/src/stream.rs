@@ -38,7 +38,7 @@ impl View for Json {
         match fact {
             Fact::Change(change) => self.lines.change(&mut self.out.buffer, &change),
             Fact::Lost(lost) => self.lines.lost(&mut self.out.buffer, &lost),
-            Fact::TimeWaitEnd(_) => {}
+            _ => {}
         }
     }
 
@@ -178,7 +178,10 @@ impl Text {
             let short = container.get(..12).unwrap_or(container);
             let _ = write!(self.out.buffer, " {}", Printable(short.as_bytes()));
         }
-        if change.late {
+        if change.time_error != 0 {
+            let error = change.time_error as f64 / 1e6;
+            let _ = write!(self.out.buffer, " (late, off by up to {error:.0} ms)");
+        } else if change.late {
             let _ = write!(self.out.buffer, " (late)");
         }
         self.out.buffer.push(b'\n');
@@ -206,7 +209,7 @@ impl View for Text {
                     lost.records + lost.missed
                 );
             }
-            Fact::TimeWaitEnd(_) => {}
+            _ => {}
         }
     }
 

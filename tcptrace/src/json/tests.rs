@@ -29,6 +29,7 @@ fn owner(comm: &[u8]) -> Owner {
         comm: Comm::new(comm),
         start: 5,
         via: Via::Accept,
+        tree: false,
     }
 }
 
@@ -42,7 +43,9 @@ fn change() -> Change<'static> {
         error: 0,
         owner: Some(owner(b"python3")),
         container: None,
+        by_exit: false,
         late: false,
+        time_error: 0,
     }
 }
 
@@ -55,6 +58,7 @@ fn time_wait() -> TimeWaitEnd<'static> {
         entered: Some(0),
         dwell: Some(61_272_000_000),
         dwell_at_least: false,
+        dwell_error: 0,
         fin_wait2: Some(300_000_000),
         rearmed: Some(false),
         ending: Ending::Expired,
@@ -134,6 +138,29 @@ fn a_time_wait_of_which_little_is_known() {
         line.ends_with(
             r#""owner":null,"entered":null,"dwell_seconds":null,"dwell_at_least":true,"fin_wait2_seconds":null,"rearmed":null,"end":"unknown"}"#
         ),
+        "{line}"
+    );
+}
+
+#[test]
+fn estimates_tell_their_error() {
+    let change = Change {
+        late: true,
+        time_error: 512_000_000,
+        ..change()
+    };
+    let line = line_of(|lines, to| lines.change(to, &change));
+    assert!(
+        line.ends_with(r#","late":true,"time_error_seconds":0.512}"#),
+        "{line}"
+    );
+    let end = TimeWaitEnd {
+        dwell_error: 512_000_000,
+        ..time_wait()
+    };
+    let line = line_of(|lines, to| lines.time_wait(to, &end));
+    assert!(
+        line.contains(r#""dwell_seconds":61.272,"dwell_error_seconds":0.512,"#),
         "{line}"
     );
 }

@@ -7,11 +7,7 @@ use crate::{
 };
 
 fn text() -> Text {
-    Text::new(Output {
-        buffer: Vec::new(),
-        is_terminal: false,
-        color: false,
-    })
+    Text::new(Output::default())
 }
 
 fn change(local: &str, remote: &str) -> Change<'static> {
@@ -37,9 +33,12 @@ fn change(local: &str, remote: &str) -> Change<'static> {
             comm: Comm::new(b"python3"),
             start: 0,
             via: Via::Accept,
+            tree: false,
         }),
         container: None,
+        by_exit: false,
         late: false,
+        time_error: 0,
     }
 }
 
@@ -153,6 +152,12 @@ fn notes_tell_of_errors_containers_and_lateness() {
         " EADDRNOTAVAIL (no free local port)"
     );
     assert_eq!(note(Change { late: true, ..base }), " (late)");
+    let estimate = Change {
+        late: true,
+        time_error: 512_400_000,
+        ..base
+    };
+    assert_eq!(note(estimate), " (late, off by up to 512 ms)");
     let container = Some("0123456789abcdef");
     assert_eq!(note(Change { container, ..base }), " 0123456789ab");
     let container = Some("web");

@@ -47,7 +47,7 @@ impl View for Json {
                 self.lines.time_wait(&mut self.out.buffer, &end);
             }
             Fact::Lost(lost) => self.lines.lost(&mut self.out.buffer, &lost),
-            Fact::Change(_) => {}
+            _ => {}
         }
     }
 

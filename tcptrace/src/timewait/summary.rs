@@ -31,6 +31,8 @@ pub(super) struct Summary {
     dwell: Histogram<u64>,
     /// How many of these are lower bounds.
     pub(super) at_least: u64,
+    /// How many are estimates, and the greatest error, nanoseconds.
+    estimates: (u64, u64),
     shortest: u64,
     longest: u64,
     endings: [u64; Ending::ALL.len()],
@@ -145,6 +147,17 @@ pub(super) struct Dwell {
     pub(super) max: f64,
     /// How many of them are lower bounds.
     pub(super) at_least: u64,
+    /// How many of them are estimates from looks.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(super) estimates: u64,
+    /// By how much these can be off, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) estimate_error: Option<f64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Summary {
@@ -154,6 +167,7 @@ impl Summary {
             #[expect(clippy::expect_used, reason = "constant bounds that are valid")]
             dwell: dwell.expect("valid bounds"),
             at_least: 0,
+            estimates: (0, 0),
             shortest: u64::MAX,
             longest: 0,
             endings: [0; Ending::ALL.len()],
@@ -176,6 +190,10 @@ impl Summary {
             self.shortest = self.shortest.min(ns);
             self.longest = self.longest.max(ns);
             self.at_least += u64::from(end.dwell_at_least);
+            if end.dwell_error != 0 {
+                let (count, error) = self.estimates;
+                self.estimates = (count + 1, error.max(end.dwell_error));
+            }
         }
     }
 
@@ -210,6 +228,8 @@ impl Summary {
             p99: quantile(0.99),
             max: seconds(self.longest),
             at_least: self.at_least,
+            estimates: self.estimates.0,
+            estimate_error: (self.estimates.0 > 0).then(|| seconds(self.estimates.1)),
         })
     }
 

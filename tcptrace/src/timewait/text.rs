@@ -4,7 +4,7 @@ use std::{
     cmp::Reverse,
     collections::BTreeMap,
     fmt::{Display, Write as _},
-    io::{self, Write as _},
+    io,
 };
 
 use super::summary::{Process, Remote, Running, Summary, oldest};
@@ -26,8 +26,6 @@ pub struct Text {
     out: Output,
     began: Option<u64>,
     drawn: Option<u64>,
-    /// Lines on the screen from the last time.
-    lines: usize,
     lost: u64,
     page: String,
 }
@@ -41,36 +39,15 @@ impl Text {
             out,
             began: None,
             drawn: None,
-            lines: 0,
             lost: 0,
             page: String::new(),
         }
     }
 
-    /// Writes the page over the one before.
     fn draw(&mut self, tracker: &Tracker, now: u64, last: bool) -> io::Result<()> {
-        let size = self.out.size();
-        // What does not fit would scroll, and could not be drawn over.
-        let (width, height) = match size {
-            Some(size) if !last => size,
-            _ => (usize::MAX, usize::MAX),
-        };
         self.page.clear();
         self.compose(tracker, now);
-        if self.lines > 0 {
-            let _ = write!(self.out.buffer, "\x1b[{}F\x1b[J", self.lines);
-        }
-        self.lines = 0;
-        for line in self.page.lines().take(height.saturating_sub(1)) {
-            let end = line
-                .char_indices()
-                .nth(width)
-                .map_or(line.len(), |(at, _)| at);
-            self.out.buffer.extend_from_slice(&line.as_bytes()[..end]);
-            self.out.buffer.push(b'\n');
-            self.lines += 1;
-        }
-        self.out.flush()
+        self.out.draw(&self.page, last)
     }
 
     fn compose(&mut self, tracker: &Tracker, now: u64) {
@@ -107,6 +84,15 @@ impl Text {
                     dwell.at_least, dwell.count
                 );
             }
+        }
+        if let Some(dwell) = self.summary.dwell()
+            && let Some(error) = dwell.estimate_error
+        {
+            let _ = writeln!(
+                page,
+                "            {} of {} estimated by looks at sock_diag, off by up to {error:.3} s",
+                dwell.estimates, dwell.count
+            );
         }
         if self.summary.rearmed > 0 {
             let _ = writeln!(
@@ -179,7 +165,7 @@ impl View for Text {
         match fact {
             Fact::TimeWaitEnd(end) => self.summary.add(&end),
             Fact::Lost(lost) => self.lost += lost.records + lost.missed,
-            Fact::Change(_) => {}
+            _ => {}
         }
     }
 

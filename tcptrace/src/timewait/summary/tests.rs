@@ -25,6 +25,7 @@ fn owner(pid: u32, via: Via) -> Owner {
         comm: Comm::new(b"curl"),
         start: 0,
         via,
+        tree: false,
     }
 }
 
@@ -38,6 +39,7 @@ fn lasted(ms: u64) -> TimeWaitEnd<'static> {
         entered: Some(0),
         dwell: Some(ms * 1_000_000),
         dwell_at_least: false,
+        dwell_error: 0,
         fin_wait2: None,
         rearmed: Some(false),
         ending: Ending::Expired,
@@ -69,6 +71,8 @@ fn one_is_its_own_distribution_exactly() {
         p99: 61.273,
         max: 61.273,
         at_least: 0,
+        estimates: 0,
+        estimate_error: None,
     };
     assert_eq!(dwell, expected);
 }
