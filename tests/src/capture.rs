@@ -85,7 +85,11 @@ impl Capture {
             .expect("loopback takes it");
     }
 
-    fn read(&mut self) {
+    /// Reads what has passed so far. The kernel keeps some hundred segments for this, no more.
+    ///
+    /// # Panics
+    /// When the socket fails.
+    pub fn read(&mut self) {
         let mut packet = [0; 65536];
         loop {
             match (&self.packets).read(&mut packet) {

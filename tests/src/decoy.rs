@@ -33,6 +33,11 @@ impl Decoys {
         decoys
     }
 
+    /// No decoys.
+    pub(crate) fn none() -> Arc<Self> {
+        Arc::new(Self(Vec::new()))
+    }
+
     /// Their process ids.
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {

@@ -1,7 +1,9 @@
 //! Processes that make TCP traffic, as the test commands them.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     os::{
@@ -19,13 +21,16 @@ use std::{
 
 use nix::{
     sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        socket::{getsockopt, sockopt::PeerCredentials},
+    },
     unistd::Pid,
 };
 use serde_json::Value;
 
 use crate::{
-    Netns,
+    Netns, Tcptrace,
     program::{Process, built},
     wait_until,
 };
@@ -36,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A process that obeys. Its sockets have the names that the test gives them.
 #[derive(Debug)]
 pub struct Fixture {
-    /// Its process id.
+    /// Its process id, as the test's own pid namespace numbers it.
     pub pid: u32,
     /// Its name, as `/proc/PID/comm` tells it.
     pub comm: String,
@@ -56,27 +61,28 @@ pub struct Pair {
 }
 
 impl Fixture {
-    pub(crate) fn start(netns: &Netns, cpu: usize, comm: &str) -> Self {
+    pub(crate) fn start(netns: &Netns, cpu: usize, comm: &str, more: &[&OsStr]) -> Self {
         let meeting = Meeting::new();
         let mut command = Command::new(built("fixture"));
-        command.arg(comm).arg(&meeting.path);
-        let netns = netns.as_fd().as_raw_fd();
-        let mut cpus = CpuSet::new();
-        cpus.set(cpu).expect("a CPU's number");
-        let enter = move || {
-            // SAFETY: the namespace outlives this function, and so the start of the child.
-            let netns = unsafe { std::os::fd::BorrowedFd::borrow_raw(netns) };
-            setns(netns, CloneFlags::CLONE_NEWNET)?;
-            sched_setaffinity(Pid::from_raw(0), &cpus)?;
-            Ok(())
-        };
-        // SAFETY: between fork and exec there are only two system calls.
-        unsafe { command.pre_exec(enter) };
+        command.arg(comm).arg(&meeting.path).args(more);
+        enter(&mut command, netns, cpu);
         let process = Process(command.spawn().expect("`cargo test` builds the fixture"));
         Self {
             process: Some(process),
             ..meeting.fixture(comm)
         }
+    }
+
+    /// Has `command`, which is tcptrace, run it: its command line is added to the arguments.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn run_by(mut command: Command, comm: &str) -> (Tcptrace, Self) {
+        let meeting = Meeting::new();
+        command.arg(built("fixture")).arg(comm).arg(&meeting.path);
+        let by = Tcptrace::watching(&mut command);
+        (by, meeting.fixture(comm))
     }
 
     /// Sends a command (they are in `bin/fixture.rs`) and does not wait for its answer.
@@ -158,6 +164,47 @@ impl Fixture {
         meeting.fixture(comm)
     }
 
+    /// Becomes another program (`execve()`) named `comm`, which has these sockets, though not under any
+    /// name. The others are close-on-exec.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn exec(&mut self, comm: &str, keep: &[&str]) {
+        let meeting = Meeting::new();
+        let path = meeting.path.display();
+        self.begin(&format!("exec {comm} {path} {}", keep.join(" ")));
+        let new = meeting.fixture(comm);
+        assert_eq!(new.pid, self.pid, "it is the same process");
+        *self = Self {
+            process: self.process.take(),
+            ..new
+        };
+    }
+
+    /// [`fork`](Self::fork), and the child is the first process of a pid namespace. No other can be forked
+    /// after it.
+    ///
+    /// # Panics
+    /// When the process cannot fork.
+    pub fn fork_into_pid_namespace(&mut self, comm: &str) -> Self {
+        self.ask("unshare-pids");
+        self.fork(comm)
+    }
+
+    /// [`fork`](Self::fork), and the child gets this pid. Gives nothing when the pid is taken.
+    ///
+    /// # Panics
+    /// When the process cannot fork.
+    pub fn fork_as(&mut self, pid: u32, comm: &str) -> Option<Self> {
+        let meeting = Meeting::new();
+        let answer = self.attempt(&format!("fork-as {pid} {comm} {}", meeting.path.display()));
+        if answer["error"] == "EEXIST" {
+            return None;
+        }
+        assert_eq!(answer["pid"], pid, "{answer}");
+        Some(meeting.fixture(comm))
+    }
+
     /// Gives a socket to another process over a UNIX socket, and closes it here.
     ///
     /// # Panics
@@ -205,6 +252,22 @@ impl Fixture {
     }
 }
 
+/// Has the command begin in the namespace, on this CPU.
+pub(crate) fn enter(command: &mut Command, netns: &Netns, cpu: usize) {
+    let netns = netns.as_fd().as_raw_fd();
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu).expect("a CPU's number");
+    let enter = move || {
+        // SAFETY: the namespace outlives this function, and so the start of the child.
+        let netns = unsafe { std::os::fd::BorrowedFd::borrow_raw(netns) };
+        setns(netns, CloneFlags::CLONE_NEWNET)?;
+        sched_setaffinity(Pid::from_raw(0), &cpus)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec there are only two system calls.
+    unsafe { command.pre_exec(enter) };
+}
+
 impl Pair {
     /// The same connection seen from the other end.
     #[must_use]
@@ -240,17 +303,15 @@ impl Meeting {
             .set_read_timeout(Some(PATIENCE))
             .expect("a socket can wait");
         let answers = BufReader::new(control.try_clone().expect("a second handle"));
-        let comm = comm.to_owned();
-        let mut fixture = Fixture {
-            pid: 0,
-            comm,
+        // It may know its own number in another pid namespace only.
+        let peer = getsockopt(&control, PeerCredentials).expect("a UNIX socket has them");
+        Fixture {
+            pid: peer.pid().cast_unsigned(),
+            comm: comm.to_owned(),
             control,
             answers,
             process: None,
-        };
-        let hello = fixture.answer();
-        fixture.pid = hello["pid"].as_u64().expect("a pid") as u32;
-        fixture
+        }
     }
 }
 

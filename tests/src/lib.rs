@@ -11,24 +11,33 @@
 mod capture;
 mod clock;
 mod decoy;
+mod figure;
 mod fixture;
 mod lab;
+mod leaver;
 mod lines;
 mod netns;
 mod observer;
 mod peers;
 mod program;
+mod reports;
 mod sock_diag;
 mod tcptrace;
 
 pub use capture::{Capture, Flag};
-pub use clock::{HERTZ, boottime, realtime_of_boottime, wait_until};
+pub use clock::{
+    HERTZ, boottime, kernel_is_at_least, realtime_of_boottime, wait_until, wheel_step,
+};
 pub use decoy::Decoys;
+pub use figure::figure;
 pub use fixture::{Fixture, Pair};
 pub use lab::Lab;
+pub use leaver::Leaver;
 pub use lines::{Line, Lines, PASSIVE_OPEN, Seen};
 pub use netns::Netns;
 pub use observer::{Observer, Sighting};
 pub use peers::{Connection, Peers};
+pub use program::built;
+pub use reports::{Leak, Report};
 pub use sock_diag::{Diag, Row};
 pub use tcptrace::{Run, Tcptrace};

@@ -38,12 +38,36 @@ impl Netns {
     pub fn new() -> Result<Self, Errno> {
         let make = || {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            set_loopback_up();
+            Self::set_own_loopback_up().expect("lo can be set up");
             Ok(File::open("/proc/thread-self/ns/net").expect("our own"))
         };
         // A thread can be moved alone; this one is not needed afterwards.
         let file = thread::scope(|scope| scope.spawn(make).join().expect("no panic"))?;
         Ok(Self { file, name: None })
+    }
+
+    /// Sets the loopback interface of the calling thread's namespace up; its addresses come by themselves.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_own_loopback_up() -> Result<(), Errno> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+        // SAFETY: all zeros are a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+        // SAFETY: the request is complete and outlives the call.
+        let result = unsafe {
+            libc::ioctl(
+                socket.as_raw_fd(),
+                libc::SIOCSIFFLAGS as _,
+                &raw const request,
+            )
+        };
+        Errno::result(result).map(drop)
     }
 
     /// Mounts it at `path`, as `ip netns add` does under `/run/netns`: it then lasts without a
@@ -130,24 +154,4 @@ impl Drop for Netns {
             let _ = fs::remove_file(name);
         }
     }
-}
-
-/// Sets the loopback interface of the calling thread's namespace up; its addresses come by themselves.
-fn set_loopback_up() {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).expect("a socket");
-    // SAFETY: all zeros are a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-    // SAFETY: the request is complete and outlives the call.
-    let result = unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS as _,
-            &raw const request,
-        )
-    };
-    Errno::result(result).expect("lo can be set up");
 }

@@ -131,6 +131,15 @@ impl Peers {
         self.client.close(&connection.name);
     }
 
+    /// A new connection that the client has closed. The server's socket is in CLOSE_WAIT, the end of file
+    /// not read.
+    pub fn left_by_client(&mut self) -> Connection {
+        let connection = self.connect();
+        self.client.close(&connection.name);
+        self.wait("CLOSE_WAIT", false, &connection.server);
+        connection
+    }
+
     /// A new connection, [closed first by the client](Self::client_closes_first).
     pub fn closed_by_client(&mut self) -> Connection {
         let connection = self.connect();

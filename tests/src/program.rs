@@ -14,9 +14,14 @@ use nix::{
 
 use crate::wait_until;
 
-/// The folder of Cargo's profile, which holds the programs. Test executables lie in its `deps`.
-pub(crate) fn built(name: &str) -> PathBuf {
+/// Where Cargo has built a program of this workspace.
+///
+/// # Panics
+/// When this is no test that Cargo has built.
+#[must_use]
+pub fn built(name: &str) -> PathBuf {
     let test = env::current_exe().expect("Linux tells");
+    // The folder of the profile holds the programs; test executables lie in its `deps`.
     let profile = test
         .parent()
         .and_then(|deps| deps.parent())

@@ -53,6 +53,10 @@ pub struct Row {
     pub remote: SocketAddr,
     /// Milliseconds until the running timer expires.
     pub expires: u32,
+    /// Bytes received and not read; in CLOSE_WAIT the FIN counts as one.
+    pub recv_queue: u32,
+    /// Bytes written and not acknowledged.
+    pub send_queue: u32,
     /// Inode of the socket's file, 0 when there is none.
     pub inode: u32,
     /// `inet_diag_msg` as it came: family, and the id that a request for this socket needs.
@@ -167,6 +171,8 @@ impl Row {
             local: address(8, 4),
             remote: address(24, 6),
             expires: u32_at(message, 52),
+            recv_queue: u32_at(message, 56),
+            send_queue: u32_at(message, 60),
             inode: u32_at(message, 68),
             raw,
         }

@@ -3,19 +3,29 @@
 use std::{
     env, fs,
     io::{self, BufRead, BufReader, Read},
-    os::unix::process::CommandExt,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use nix::{errno::Errno, sys::signal::Signal};
-use serde_json::Value;
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+    sys::signal::Signal,
+    unistd::{setgroups, setresgid, setresuid},
+};
 
 use crate::{
-    Line, Lines, boottime,
+    Line, Lines, Netns, boottime,
     program::{Process, built},
     wait_until,
 };
@@ -29,6 +39,7 @@ const RUNS: &str = "tcptrace can be run";
 const WHOLE: Duration = Duration::from_secs(60);
 /// The user and the group without any rights.
 const NOBODY: u32 = 65534;
+static COPIES: AtomicUsize = AtomicUsize::new(0);
 /// Time to write the summary after an interrupt.
 const END: Duration = Duration::from_secs(15);
 
@@ -102,15 +113,54 @@ impl Tcptrace {
     /// When there is no binary, or it does not start to trace.
     #[must_use]
     pub fn start_without(capability: libc::c_ulong, arguments: &[&str]) -> Self {
+        Self::start_limited(&[capability], None, arguments).wait_ready(arguments)
+    }
+
+    /// Starts tcptrace with JSON output as root without these capabilities, in this network namespace,
+    /// whether it can trace or not.
+    ///
+    /// # Panics
+    /// When there is no binary.
+    #[must_use]
+    pub fn start_limited(
+        without: &[libc::c_ulong],
+        netns: Option<&Netns>,
+        arguments: &[&str],
+    ) -> Self {
         let mut command = command(&binary(), &[arguments, &["-o", "json"]].concat());
-        let give_up = move || {
-            // SAFETY: takes numbers only.
-            let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
-            Errno::result(result).map(drop).map_err(io::Error::from)
+        let without = without.to_vec();
+        let netns = netns.map(|netns| netns.as_fd().as_raw_fd());
+        let limit = move || {
+            if let Some(netns) = netns {
+                // SAFETY: the namespace outlives the start of the child.
+                let netns = unsafe { BorrowedFd::borrow_raw(netns) };
+                setns(netns, CloneFlags::CLONE_NEWNET)?;
+            }
+            for capability in &without {
+                // SAFETY: takes numbers only.
+                let result = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, *capability, 0, 0, 0) };
+                Errno::result(result)?;
+            }
+            Ok(())
         };
-        // SAFETY: between fork and exec there is only one system call.
-        unsafe { command.pre_exec(give_up) };
-        Self::watch(command.spawn().expect(RUNS)).wait_ready(arguments)
+        // SAFETY: between fork and exec there are only system calls.
+        unsafe { command.pre_exec(limit) };
+        Self::watch(command.spawn().expect(RUNS))
+    }
+
+    /// Waits for its end, which comes by itself.
+    ///
+    /// # Panics
+    /// When it does not end within a minute.
+    #[must_use]
+    pub fn wait_end(self) -> Run {
+        self.end(WHOLE)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// What has been said on stderr so far.
@@ -145,16 +195,79 @@ impl Tcptrace {
     /// When there is no binary, or it does not end within a minute.
     #[must_use]
     pub fn run_as_nobody(arguments: &[&str]) -> Run {
+        Self::run_as_nobody_in(None, arguments)
+    }
+
+    /// The same in this network namespace.
+    ///
+    /// # Panics
+    /// When there is no binary, or it does not end within a minute.
+    #[must_use]
+    pub fn run_as_nobody_in(netns: Option<&Netns>, arguments: &[&str]) -> Run {
         // A folder on the way to the binary may be closed to others.
-        let copy = env::temp_dir().join(format!("tcptrace-tests-{}-nobody", std::process::id()));
+        let number = COPIES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tcptrace-tests-{}-nobody-{number}", std::process::id());
+        let copy = env::temp_dir().join(name);
         fs::copy(binary(), &copy).expect("room for a copy");
         let mut command = command(&copy, arguments);
-        command.uid(NOBODY).gid(NOBODY);
         // As long as another test's new process still has the copy open for writing, it is busy.
         let soon = Duration::from_secs(5);
+        let netns = netns.map(|netns| netns.as_fd().as_raw_fd());
+        let enter = move || {
+            if let Some(netns) = netns {
+                // SAFETY: the namespace outlives the start of the child.
+                let netns = unsafe { BorrowedFd::borrow_raw(netns) };
+                setns(netns, CloneFlags::CLONE_NEWNET)?;
+            }
+            setresgid(NOBODY.into(), NOBODY.into(), NOBODY.into())?;
+            setgroups(&[])?;
+            setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into())?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec there are only system calls.
+        unsafe { command.pre_exec(enter) };
         let child = wait_until("the copy can be run", soon, || command.spawn().ok());
         let _ = fs::remove_file(copy);
         Self::watch(child).end(WHOLE)
+    }
+
+    /// [`run`](Self::run) by a process that has prepared itself. `prepare` may make system calls only.
+    ///
+    /// # Panics
+    /// When there is no binary, or it does not end within a minute.
+    #[must_use]
+    pub fn run_prepared(
+        arguments: &[&str],
+        prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+    ) -> Run {
+        let mut command = command(&binary(), arguments);
+        // SAFETY: between fork and exec there are only system calls.
+        unsafe { command.pre_exec(prepare) };
+        Self::watch(command.spawn().expect(RUNS)).end(WHOLE)
+    }
+
+    /// Watches another program in the same way.
+    ///
+    /// # Panics
+    /// When it cannot be run.
+    #[must_use]
+    pub fn watching(command: &mut Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::watch(command.spawn().expect(RUNS))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for its end, which comes by itself.
+    ///
+    /// # Panics
+    /// When it does not come.
+    #[must_use]
+    pub fn ended(self) -> Run {
+        self.end(END)
     }
 
     fn spawn(arguments: &[&str]) -> Self {
@@ -299,13 +412,6 @@ impl Output {
     }
 }
 
-impl Line {
-    fn parse(text: &str, arrived: i64) -> Self {
-        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()));
-        Self { value, arrived }
-    }
-}
-
 fn command(program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments);
@@ -317,7 +423,7 @@ fn command(program: &Path, arguments: &[&str]) -> Command {
 }
 
 /// `TCPTRACE_BIN`, else the one that Cargo built next to the tests.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     let path = env::var_os("TCPTRACE_BIN").map_or_else(|| built("tcptrace"), PathBuf::from);
     assert!(
         path.exists(),

@@ -1,6 +1,6 @@
 //! A process that makes TCP traffic on command.
 //!
-//! `fixture COMM PATH` names itself COMM, connects to the UNIX socket PATH and reads commands from it,
+//! `fixture COMM PATH [...]` names itself COMM, connects to the UNIX socket PATH and reads commands from it,
 //! one per line; each is answered by one line of JSON. It ends when the other side hangs up, so that
 //! nothing is left behind by a test that dies.
 
@@ -12,23 +12,28 @@ use std::{
     mem::size_of,
     net::SocketAddr,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::net::{UnixListener, UnixStream},
+        fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
     },
-    process::exit,
+    process::{Command, exit},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    sched::{CloneFlags, setns},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
+        resource::{Resource, setrlimit},
         signal::{SigHandler, Signal, signal},
         socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+        wait::waitpid,
     },
-    unistd::{ForkResult, fork, getpid},
+    unistd::{ForkResult, Gid, Uid, fork, setresgid, setresuid},
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
@@ -66,8 +71,9 @@ fn main() {
     // A forked child that has ended needs no one to ask how.
     // SAFETY: no handler function is installed.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }.expect("SIGCHLD can be ignored");
-    let code = serve(&mut Sockets::default(), &comm, &path);
-    exit(code);
+    let mut sockets = Sockets::default();
+    // Whatever is open then, nobody closes: it goes with the process.
+    exit(serve(&mut sockets, &comm, &path));
 }
 
 /// Takes the name `comm` and obeys what comes from the UNIX socket at `path`. Returns the exit code.
@@ -75,7 +81,6 @@ fn serve(sockets: &mut Sockets, comm: &str, path: &str) -> i32 {
     name(comm);
     let mut control = UnixStream::connect(path).expect("the test listens");
     let reader = BufReader::new(control.try_clone().expect("a second handle"));
-    writeln!(control, "{}", json!({"pid": getpid().as_raw()})).expect("the test reads");
     for line in reader.lines() {
         let Ok(line) = line else { return 1 };
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -94,6 +99,30 @@ fn serve(sockets: &mut Sockets, comm: &str, path: &str) -> i32 {
                     }
                 }
             }
+            ["exec", comm, path, ref keep @ ..] => {
+                for name in keep {
+                    let kept = sockets.get(name).map(|socket| socket.set_cloexec(false));
+                    assert!(matches!(kept, Ok(Ok(()))), "{name} cannot be kept");
+                }
+                let error = Command::new("/proc/self/exe").args([comm, path]).exec();
+                panic!("exec: {error}");
+            }
+            // The same as `fork`, and the child gets this pid.
+            ["fork-as", pid, comm, path] => match fork_as(pid.parse().expect("a number")) {
+                Ok(None) => exit(serve(sockets, comm, path)),
+                Ok(Some(child)) => {
+                    if writeln!(control, "{}", json!({"pid": child})).is_err() {
+                        return 1;
+                    }
+                    continue;
+                }
+                Err(errno) => {
+                    if writeln!(control, "{}", json!({"error": format!("{errno:?}")})).is_err() {
+                        return 1;
+                    }
+                    continue;
+                }
+            },
             _ => {}
         }
         let answer = match sockets.obey(&words) {
@@ -113,12 +142,42 @@ fn name(comm: &str) {
     prctl::set_name(&comm).expect("a name");
 }
 
+/// Forks. Returns the child's pid in the parent, which is the one asked for, and nothing in the child.
+fn fork_as(pid: libc::pid_t) -> Result<Option<i64>, Errno> {
+    let set_tid = [pid];
+    // SAFETY: all zeros are valid arguments.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.set_tid = set_tid.as_ptr() as u64;
+    arguments.set_tid_size = 1;
+    // SAFETY: without CLONE_VM it is a fork, and this process has one thread.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of_val(&arguments),
+        )
+    };
+    Errno::result(result).map(|child| (child != 0).then_some(child))
+}
+
 impl Sockets {
     fn obey(&mut self, words: &[&str]) -> Answer {
         match *words {
             // Listens; port 0 lets the kernel choose.
             ["listen", name, address, backlog] => {
                 let socket = bound(address.parse().expect("an address"))?;
+                socket.listen(backlog.parse().expect("a number"))?;
+                let local = address_of(&socket.local_addr()?);
+                self.add(name, socket);
+                Ok(json!({"local": local}))
+            }
+            // Listens where others of this kind do as well.
+            ["listen-shared", name, address, backlog] => {
+                let address: SocketAddr = address.parse().expect("an address");
+                let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+                socket.set_reuse_port(true)?;
+                socket.bind(&address.into())?;
                 socket.listen(backlog.parse().expect("a number"))?;
                 let local = address_of(&socket.local_addr()?);
                 self.add(name, socket);
@@ -166,6 +225,35 @@ impl Sockets {
             ["write", name, bytes] => {
                 let bytes = vec![b'x'; bytes.parse().expect("a number")];
                 Ok(json!({"bytes": self.get(name)?.write(&bytes)?}))
+            }
+            // Bytes that wait for what comes after them: more of them, or the FIN.
+            ["write-more", name, bytes] => {
+                let bytes = vec![b'x'; bytes.parse().expect("a number")];
+                let socket = self.get(name)?;
+                Ok(json!({"bytes": socket.send_with_flags(&bytes, libc::MSG_MORE)?}))
+            }
+            // Writes until there is no room.
+            ["fill", name] => {
+                let bytes = [b'x'; 65536];
+                let mut all = 0;
+                let mut socket = self.get(name)?;
+                socket.set_nonblocking(true)?;
+                let error = loop {
+                    match socket.write(&bytes) {
+                        Ok(written) => all += written,
+                        Err(error) => break error,
+                    }
+                };
+                socket.set_nonblocking(false)?;
+                if error.kind() != std::io::ErrorKind::WouldBlock {
+                    return Err(error.into());
+                }
+                Ok(json!({"bytes": all}))
+            }
+            ["rcvbuf", name, bytes] => {
+                let bytes = bytes.parse().expect("a number");
+                self.get(name)?.set_recv_buffer_size(bytes)?;
+                Ok(json!({}))
             }
             // One read; 0 bytes are the end of file.
             ["read", name] => Ok(json!({"bytes": self.get(name)?.read(&mut [0; 65536])?})),
@@ -251,6 +339,131 @@ impl Sockets {
                 }
                 Err(Failure("no descriptor came".into()))
             }
+            // Gives the socket to nobody: it waits in a UNIX socket where nobody receives.
+            ["stash", name] => {
+                let socket = self.take(name)?;
+                let (way, end) = UnixStream::pair()?;
+                sendmsg::<()>(
+                    way.as_raw_fd(),
+                    &[IoSlice::new(b".")],
+                    &[ControlMessage::ScmRights(&[socket.as_raw_fd()])],
+                    MsgFlags::empty(),
+                    None,
+                )?;
+                // Both ends stay open as long as this process lives.
+                let _ = (way.into_raw_fd(), end.into_raw_fd());
+                Ok(json!({}))
+            }
+            // Leaves the socket to a thread that has descriptors of its own, and does nothing.
+            ["keep", name] => {
+                let (done, wait) = std::sync::mpsc::channel();
+                thread::spawn(move || {
+                    let result = unshare(CloneFlags::CLONE_FILES);
+                    done.send(result).expect("the other waits");
+                    loop {
+                        thread::park();
+                    }
+                });
+                wait.recv().expect("no panic")?;
+                drop(self.take(name)?);
+                Ok(json!({}))
+            }
+            // The next that is forked is the first process of a pid namespace.
+            ["unshare-pids"] => {
+                unshare(CloneFlags::CLONE_NEWPID)?;
+                Ok(json!({}))
+            }
+            // Takes this name, given as hexadecimal bytes.
+            ["rename", hex] => {
+                let bytes = (0..hex.len() / 2)
+                    .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("digits"));
+                let comm = CString::new(bytes.collect::<Vec<u8>>()).expect("no zero byte");
+                prctl::set_name(&comm)?;
+                Ok(json!({}))
+            }
+            // Goes on as this user, and its group, and stays open to its eyes.
+            ["become", id] => {
+                let id = id.parse().expect("a number");
+                let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+                setresgid(gid, gid, gid)?;
+                setresuid(uid, uid, uid)?;
+                prctl::set_dumpable(true)?;
+                Ok(json!({}))
+            }
+            // How many descriptors it may have.
+            ["nofile", limit] => {
+                let limit = limit.parse().expect("a number");
+                setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
+                Ok(json!({}))
+            }
+            // Connects to a listener of this process, accepts, closes the client, reads to the end, and
+            // leaves it at that; many times. They are named PREFIX0 and so on.
+            ["leak", listener, prefix, times] => {
+                for index in 0..times.parse().expect("a number") {
+                    let socket = self.abandoned(listener)?;
+                    if (&socket).read(&mut [0])? != 0 {
+                        return Err(Failure("more than the end came".into()));
+                    }
+                    self.add(&format!("{prefix}{index}"), socket);
+                }
+                Ok(json!({}))
+            }
+            // Children, each with one leaked socket of its own, that live as long as this process.
+            ["brood", listener, times] => {
+                let mut pids = Vec::new();
+                for _ in 0..times.parse().expect("a number") {
+                    let socket = self.abandoned(listener)?;
+                    // SAFETY: this process has one thread; the child only waits for its end.
+                    match unsafe { fork() }? {
+                        ForkResult::Child => {
+                            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+                            loop {
+                                thread::park();
+                            }
+                        }
+                        ForkResult::Parent { child } => pids.push(child.as_raw()),
+                    }
+                    drop(socket);
+                }
+                Ok(json!({"pids": pids}))
+            }
+            // Children, one after the other, each with one leaked socket of its own that it leaves open.
+            ["litter", listener, times] => {
+                let mut pids = Vec::new();
+                for _ in 0..times.parse().expect("a number") {
+                    // SAFETY: this process has one thread; the child only connects and ends.
+                    match unsafe { fork() }? {
+                        ForkResult::Child => {
+                            let left = self.abandoned(listener);
+                            let read = left.as_ref().map(|mut left| left.read(&mut [0]));
+                            exit(i32::from(!matches!(read, Ok(Ok(0)))));
+                        }
+                        ForkResult::Parent { child } => pids.push(child.as_raw()),
+                    }
+                    // As their ends are ignored, it waits for that of all.
+                    let _ = waitpid(None, None);
+                }
+                Ok(json!({"pids": pids}))
+            }
+            // For so many seconds, children with one leaked socket each that live for a moment.
+            ["mayflies", listener, seconds] => {
+                let end = Instant::now() + Duration::from_secs(seconds.parse().expect("a number"));
+                let mut pids = Vec::new();
+                while Instant::now() < end {
+                    let socket = self.abandoned(listener)?;
+                    // SAFETY: this process has one thread; the child only sleeps and ends.
+                    match unsafe { fork() }? {
+                        ForkResult::Child => {
+                            thread::sleep(Duration::from_millis(pids.len() as u64 % 7 * 50));
+                            exit(0);
+                        }
+                        ForkResult::Parent { child } => pids.push(child.as_raw()),
+                    }
+                    drop(socket);
+                    thread::sleep(Duration::from_millis(3));
+                }
+                Ok(json!({"pids": pids}))
+            }
             // Moves to another network namespace; the sockets stay where they were made.
             ["setns", path] => {
                 setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
@@ -312,6 +525,15 @@ impl Sockets {
         self.0
             .remove(name)
             .ok_or_else(|| Failure(format!("no socket {name}")))
+    }
+
+    /// A connection to a listener of this process whose client has closed it.
+    fn abandoned(&self, listener: &str) -> Result<Socket, Failure> {
+        let listener = self.get(listener)?;
+        let address = listener.local_addr()?;
+        let client = Socket::new(address.domain(), Type::STREAM, None)?;
+        client.connect(&address)?;
+        Ok(listener.accept()?.0)
     }
 
     /// Keeps a connected socket and tells its addresses.
