@@ -11,6 +11,7 @@ mod linker;
 mod lint;
 mod setup;
 mod test;
+mod vm;
 
 /// Sets up, builds and tests tcptrace
 #[derive(Parser)]
@@ -31,6 +32,9 @@ enum Task {
     Lint,
     /// Set up, then run every test, those against the real kernel as root
     Test(test::Options),
+    /// Run the tests against the real kernel on other kernels, in virtual machines (minutes; --help tells
+    /// what it needs)
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(options),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),
+        Task::Vm(options) => vm::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
