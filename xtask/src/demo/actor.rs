@@ -74,6 +74,8 @@ pub(super) enum Leave {
     Last,
     /// The client; the server follows after [`SLOW`].
     Patient,
+    /// The client; the server forgets to.
+    Forgotten,
 }
 
 impl Leave {
@@ -83,6 +85,7 @@ impl Leave {
             Self::First => b'1',
             Self::Last => b'2',
             Self::Patient => b'3',
+            Self::Forgotten => b'4',
         }
     }
 }
@@ -139,6 +142,10 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
         return Ok(());
     }
     stream.read_to_end(&mut Vec::new())?;
+    if request == [Leave::Forgotten.request()] {
+        std::mem::forget(stream);
+        return Ok(());
+    }
     thread::sleep(if request == [Leave::Patient.request()] {
         SLOW
     } else {

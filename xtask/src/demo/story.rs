@@ -82,6 +82,7 @@ struct Story<'a> {
 impl Story<'_> {
     fn play(&self) -> Result<()> {
         self.say("\nReal processes, real connections, in a network namespace made for them.")?;
+        self.leaks()?;
         self.stream()?;
         self.time_wait()?;
         self.say(
@@ -90,15 +91,48 @@ impl Story<'_> {
         )?;
         let tcptrace = self.tcptrace.strip_prefix(command::root());
         let tcptrace = tcptrace.unwrap_or(self.tcptrace).display();
-        for arguments in ["stream", "timewait", "--help"] {
+        for arguments in ["leaks --once", "stream", "timewait", "--help"] {
             self.say(&format!("    sudo {tcptrace} {arguments}"))?;
         }
         Ok(())
     }
 
-    /// First part: every transition.
+    /// First part: a leak that is older than tcptrace.
+    fn leaks(&self) -> Result<()> {
+        self.heading("1. CLOSE_WAIT: which process forgot to close")?;
+        let cast = self.cast()?;
+        self.comment(
+            "phone asks warehouse six times, and closes; warehouse reads that, and forgets to",
+        )?;
+        let often = Repeat {
+            times: 6,
+            every: Duration::from_millis(200),
+        };
+        let phone = (PHONE.0, 0);
+        self.wait(&mut cast.ask("phone", phone, SERVER, Leave::Forgotten, often)?)?;
+        self.pause(Duration::from_secs(2))?;
+        self.comment("only now tcptrace is started, and told that two seconds are long")?;
+        let arguments = [
+            "leaks",
+            "--once",
+            "--older-than",
+            "2s",
+            "--netns",
+            &cast.netns,
+        ];
+        self.say(&self.bold(&format!("$ tcptrace {}", arguments.join(" "))))?;
+        let mut command = Command::new(self.tcptrace);
+        command.args(arguments);
+        self.wait(&mut Process::start(
+            "tcptrace",
+            &mut command,
+            Signal::SIGINT,
+        )?)
+    }
+
+    /// Second part: every transition.
     fn stream(&self) -> Result<()> {
-        self.heading("1. Every transition, with the process that owns the socket")?;
+        self.heading("2. Every transition, with the process that owns the socket")?;
         let cast = self.cast()?;
         let trace = self.trace("stream", &cast, 5)?;
 
@@ -118,9 +152,9 @@ impl Story<'_> {
         self.end(trace)
     }
 
-    /// Second part: TIME_WAIT.
+    /// Third part: TIME_WAIT.
     fn time_wait(&self) -> Result<()> {
-        self.heading("2. TIME_WAIT: who makes it, how long it really lasts, how it ends")?;
+        self.heading("3. TIME_WAIT: who makes it, how long it really lasts, how it ends")?;
         self.comment("shop closes first, four times: four TIME_WAITs, which nothing ends early")?;
         self.comment(
             "till always comes back from the same port: its connect() reuses the TIME_WAIT",
