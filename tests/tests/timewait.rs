@@ -4,7 +4,7 @@ use std::{thread, time::Duration};
 
 use tests::{
     Connection, Flag, HERTZ, Lab, Line, Lines, Observer, Peers, Seen, Sighting, Tcptrace,
-    realtime_of_boottime, wait_until,
+    realtime_of_boottime, wait_until, wheel_step,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -21,17 +21,6 @@ fn wait_ended(tcptrace: &Tcptrace, cookie: &str, limit: Duration) -> Lines {
 /// A jiffy in nanoseconds.
 fn jiffy() -> i64 {
     1_000_000_000 / *HERTZ
-}
-
-/// The granularity, in nanoseconds, of the timer wheel for a timer of 60 s: level n has 64 buckets of
-/// 8^n jiffies (`kernel/time/timer.c`).
-fn wheel_step() -> i64 {
-    let (mut step, mut reach) = (1, 63);
-    while 60 * *HERTZ >= reach {
-        step *= 8;
-        reach *= 8;
-    }
-    step * jiffy()
 }
 
 /// What the onlooker saw of the socket in TIME_WAIT, once it has seen the end as well.
@@ -80,12 +69,12 @@ fn assert_expired(line: &Line, seen: &Sighting) {
     let ended = line.time("entered") + (line.seconds("dwell_seconds") * 1e9) as i64;
     // `sock_diag` counts in jiffies.
     let expires = realtime_of_boottime(seen.expires) - 2 * jiffy();
-    let latest = expires + wheel_step() + 60 * MILLISECOND;
+    let latest = expires + wheel_step(60) + 60 * MILLISECOND;
     assert!(
         (expires..=latest).contains(&ended),
         "ended {} ms after it expired; a step is {} ms: {line}",
         (ended - expires) / MILLISECOND,
-        wheel_step() / MILLISECOND,
+        wheel_step(60) / MILLISECOND,
     );
 }
 
