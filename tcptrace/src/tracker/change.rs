@@ -23,8 +23,10 @@ impl Tracker {
             self.unnamed.push(transition);
             return;
         }
+        // A look can have shown it before its records were read.
+        let known = self.connections.get(&socket.cookie);
         if old == State::SynRecv
-            && !self.connections.contains_key(&socket.cookie)
+            && known.is_none_or(|known| known.last == 0)
             && let Some(born) = self.unnamed.take(transition)
         {
             self.transition(&born, tell);

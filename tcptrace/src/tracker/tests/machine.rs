@@ -302,6 +302,19 @@ fn a_child_announced_as_its_listener_is_told_when_it_shows_who_it_is() {
 }
 
 #[test]
+fn a_look_that_is_faster_than_the_records_of_a_child_takes_nothing_from_them() {
+    let mut world = World::new();
+    world.feed(look(100, Scope::All));
+    world.feed(row(110, server(), Established, 5));
+    world.feed(change(105, listener(), Listen, SynRecv).no_socket());
+    world.feed(change(106, server(), SynRecv, Established).no_socket());
+    world.assert_changes(&[
+        "2 105 LISTEN>SYN_RECV, nobody",
+        "2 106 SYN_RECV>ESTABLISHED after 1, nobody",
+    ]);
+}
+
+#[test]
 fn of_two_children_the_last_made_shows_itself_first() {
     let mut world = World::new();
     let late = socket(3, ("10.0.0.2", 80), ("10.0.0.1", 40_001));
