@@ -19,7 +19,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use crate::story::End;
+use crate::story::{End, Step};
 
 /// What was seen.
 #[derive(Debug, Default)]
@@ -68,11 +68,14 @@ impl Seen {
         let changed = end.steps.iter().any(|step| {
             ports(step.local, step.remote).is_some_and(|ports| self.changed.contains(&ports))
         });
-        let ended = end.rest.as_ref().and_then(|rest| rest.ended);
-        let around = |time: &&i64| {
-            ended.is_some_and(|ended| (ended.from - 20_000_000..=ended.to).contains(*time))
-        };
-        changed || self.expired.iter().find(around).is_some()
+        let ends = end.rest.as_ref().and_then(|rest| rest.ended);
+        let times_out = |step: &&Step| (step.from, step.to) == ("FIN_WAIT2", "CLOSE");
+        let timers = end.steps.iter().filter(times_out).map(|step| step.window);
+        let expired = timers.chain(ends).any(|window| {
+            let around = window.from - 20_000_000..=window.to;
+            self.expired.iter().any(|time| around.contains(time))
+        });
+        changed || expired
     }
 }
 
