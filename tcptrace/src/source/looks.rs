@@ -1,11 +1,7 @@
 //! Looks at what exists, without BPF: sockets from `sock_diag`, [their holders](super::holders), and the
 //! count of TIME_WAITs that were skipped.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-    net::SocketAddr,
-};
+use std::{collections::HashMap, io, net::SocketAddr};
 
 use tcptrace_ebpf::State;
 
@@ -40,8 +36,9 @@ pub(super) struct Looks {
     /// Namespaces with timewait sockets in FIN_WAIT2, and when the last was heard of: where a look at
     /// TIME_WAIT may tell something.
     orphans: HashMap<u32, u64>,
-    /// Those sockets, by cookie.
-    waiting: HashSet<u64>,
+    /// Those sockets, by cookie; whether a look has shown them in TIME_WAIT. The tracker may want to see that
+    /// twice.
+    waiting: HashMap<u64, bool>,
     /// When `TCPTimeWaitOverflow` was last read, by namespace.
     overflow_read: HashMap<u32, u64>,
     /// It was read once for every namespace that there was.
@@ -65,7 +62,7 @@ impl Looks {
             holders: Holders::new(piles.is_some_and(|piles| piles.tree)),
             namespaces: None,
             orphans: HashMap::new(),
-            waiting: HashSet::new(),
+            waiting: HashMap::new(),
             overflow_read: HashMap::new(),
             begun: false,
         }
@@ -74,7 +71,7 @@ impl Looks {
     /// A timewait socket waits in FIN_WAIT2 in this namespace.
     pub(super) fn orphan(&mut self, netns: u32, cookie: u64, time: u64) {
         self.orphans.insert(netns, time);
-        self.waiting.insert(cookie);
+        self.waiting.insert(cookie, false);
     }
 
     /// It does not any more.
@@ -180,14 +177,21 @@ impl Looks {
             }
             let row = row_of(entry, inode);
             let waits = entry.is_timewait() && entry.state == State::FinWait2;
-            let waited = if waits {
+            let news = if waits {
                 self.orphans.insert(inode, row.time);
-                !self.waiting.insert(entry.cookie)
+                self.waiting.insert(entry.cookie, false).is_none()
             } else {
-                self.waiting.remove(&entry.cookie)
+                match self.waiting.get_mut(&entry.cookie) {
+                    Some(shown @ false) => {
+                        *shown = true;
+                        true
+                    }
+                    Some(true) => self.waiting.remove(&entry.cookie).is_some(),
+                    None => false,
+                }
             };
             // Of orphans, only what is new: there may be very many sockets in TIME_WAIT.
-            if scope != Scope::Orphans || waited != waits {
+            if scope != Scope::Orphans || news {
                 each(row);
             }
         };

@@ -93,6 +93,7 @@ impl Tracker {
                 .or((made && record.substate == State::FinWait2).then_some(record.time)),
             rearmed: false,
             pending: None,
+            doubted: false,
             boot_to_monotonic_ns: self.clocks.boot_to_monotonic_ns,
             seen: self.look.any(),
             last: record.time,

@@ -187,6 +187,13 @@ impl Tracker {
             if let Some(mut entry) = entry
                 && life.entered.is_none()
             {
+                // The kernel says TIME_WAIT before it starts the timer anew (`tcp_timewait_state_process()`).
+                // A row of that moment shows the timer of FIN_WAIT2: as if TIME_WAIT had begun with that, or
+                // before. Where it is so, the next look shows the same.
+                let stale = !self.clocks.is_after(entry.time, life.last);
+                if stale && !std::mem::replace(&mut life.doubted, true) {
+                    return;
+                }
                 entry.time = entry.time.max(life.opened.unwrap_or(0));
                 self.enter(key, entry, true, tell);
             }
@@ -220,6 +227,7 @@ impl Tracker {
                 .and_then(|connection| connection.since),
             rearmed: false,
             pending: None,
+            doubted: false,
             boot_to_monotonic_ns: self.clocks.boot_to_monotonic_ns,
             seen: number,
             last: row.time,

@@ -92,6 +92,8 @@ pub(super) struct Life {
     pub(super) rearmed: bool,
     /// An end that may turn out to be a new start.
     pub(super) pending: Option<TimeWait>,
+    /// A look showed it in TIME_WAIT with a timer that may still be that of FIN_WAIT2.
+    pub(super) doubted: bool,
     /// The clocks' difference when it was made, to notice a suspend.
     pub(super) boot_to_monotonic_ns: i64,
     /// The last look that showed it.

@@ -78,6 +78,45 @@ fn an_orphans_entry_is_told_late_by_a_look() {
     world.assert_empty();
 }
 
+/// The kernel says TIME_WAIT before it starts the timer anew.
+#[test]
+fn a_look_between_a_fin_and_its_timer_tells_nothing() {
+    let mut world = World::new();
+    world.reach_orphan(client());
+    world.forget_told();
+    // The FIN comes at 1800 ms. FIN_WAIT2 would have timed out at 60,300.
+    let rows = [time_wait_row(1800, client(), TimeWaitState, 58_500)];
+    all(&mut world, 1795, &rows);
+    world.assert_changes(&[]);
+    world.feed(world.done_by(1800, client(), 300, &[Caller::Segment]));
+    world.feed(world.armed(1800, client(), TimeWaitState));
+    world.assert_changes(&["1 1800 FIN_WAIT2>TIME_WAIT after 1500, curl via connect"]);
+    world.feed(world.done(61_900, client(), TimeWaitState, 1800));
+    world.assert_ends(&[
+        "1 61900 expired, entered 1800, dwell 60100, fin_wait2 1500, rearmed no, curl via connect",
+    ]);
+}
+
+/// One that began with the timer of FIN_WAIT2, as it seems, and really did.
+#[test]
+fn a_second_look_confirms_an_entry_right_after_fin_wait2() {
+    let mut world = World::new();
+    world.reach_orphan(client());
+    world.forget_told();
+    all(
+        &mut world,
+        400,
+        &[time_wait_row(401, client(), TimeWaitState, 59_900)],
+    );
+    world.assert_changes(&[]);
+    all(
+        &mut world,
+        650,
+        &[time_wait_row(651, client(), TimeWaitState, 59_650)],
+    );
+    world.assert_changes(&["1 301 FIN_WAIT2>TIME_WAIT after 1, curl via connect, late"]);
+}
+
 #[test]
 fn an_orphans_entry_is_told_late_by_the_stamp_at_its_end() {
     let mut world = World::new();
