@@ -55,7 +55,17 @@ fn owners_and_endings() {
 }
 
 fn check(text: &str) {
-    let (stream, time_wait) = text.split_once("\n2. ").expect("two parts");
+    let (leaks, rest) = text.split_once("\n2. ").expect("three parts");
+    let (stream, time_wait) = rest.split_once("\n3. ").expect("three parts");
+    for words in [
+        "warehouse (pid ",
+        " has read everything and never closed 6 sockets; oldest >= ",
+        "\n  fds ",
+        "  sockets  fd ",
+        "  drained\n",
+    ] {
+        assert!(leaks.contains(words), "{words}:\n{leaks}");
+    }
     for (comm, words) in [
         ("shop", &["ESTABLISHED", "->", "FIN_WAIT1"][..]),
         ("shop", &["FIN_WAIT2", "->", "TIME_WAIT"]),

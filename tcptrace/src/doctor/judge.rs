@@ -292,9 +292,14 @@ fn time_wait(probes: &TriedProbes, system: &System) -> Vec<Check> {
 
 fn accept(probes: &TriedProbes, system: &System) -> Vec<Check> {
     const NAME: &str = "accept";
-    let check = match explain::accept(&probes.accept.followed(), system) {
+    let followed = probes.accept.followed();
+    let check = match explain::accept(&followed, system) {
         Some(reason) => Check::bad(NAME, Status::Degraded, reason),
-        None => Check::ok(NAME, "followed by a function probe"),
+        None if followed.by == Kind::Functions => Check::ok(NAME, "followed by a function probe"),
+        None => Check::ok(
+            NAME,
+            "followed where the system call returns; by io_uring or a 32-bit program it is not seen",
+        ),
     };
     let [function, calls] = variants(
         ["accept.function", "accept.tracepoints"],

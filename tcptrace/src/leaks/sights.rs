@@ -18,6 +18,9 @@ use crate::{
 /// For how many leaks, the worst, it is said what would clear them: it takes a pass over all sockets.
 const CLEARED: usize = 50;
 
+/// No jiffy is longer.
+const JIFFY_NS: u64 = 10_000_000;
+
 /// What counts as a leak.
 #[derive(Clone, Copy, Debug)]
 pub struct Criteria {
@@ -170,8 +173,12 @@ impl Sights {
         let sight = self.sights.get(&change.socket.cookie);
         let sight = sight.filter(|sight| sight.row.state == change.from);
         let accepted = owner.via == Via::Accept;
-        let lately = change.time.saturating_sub(self.criteria.older_than);
+        // What was sent before the peer closed, `connect()` included, is no answer to that. The kernel counts
+        // in jiffies.
+        let closed = change.time.saturating_sub(ns) + JIFFY_NS;
         let finding = sight.map_or(Finding::Left(Cause::Unknown), |sight| {
+            let lately = sight.row.time.saturating_sub(self.criteria.older_than);
+            let lately = lately.max(closed);
             cause::of(&sight.row, sight.moved, accepted, lately)
         });
         let Finding::Left(cause) = finding else {

@@ -330,8 +330,9 @@ impl Live {
         {
             let began = Instant::now();
             self.look(self.pile_scope(piles, needs), each)?;
-            // Looking must not become the work.
-            self.next_pile_look = Instant::now() + (began.elapsed() * 20).max(piles.every);
+            // Looking must not become the work; where a program is watched, it is a good part of it.
+            let share = if piles.tree { 4 } else { 20 };
+            self.next_pile_look = Instant::now() + (began.elapsed() * share).max(piles.every);
         }
         // With records left in the buffer, time has not come to now.
         if drained < BATCH && (check || needs.tick_by.is_some_and(|tick| tick <= now)) {

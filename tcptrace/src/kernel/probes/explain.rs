@@ -110,20 +110,13 @@ pub(crate) fn time_wait(followed: &Followed, system: &System) -> Option<Reason> 
     ))
 }
 
-/// What is told of `accept()` that is followed by no probe, or not by the better one.
+/// What is told of `accept()` that is followed by no probe.
 pub(crate) fn accept(followed: &Followed, system: &System) -> Option<Reason> {
     let (why, fix) = refusals(followed, system);
     match followed.by {
         Kind::None => Some(Reason::new(
             format_args!(
                 "no probe for accept() ({why}); who accepted is not known until it closes"
-            ),
-            fix,
-        )),
-        Kind::Tracepoints if !followed.refused.is_empty() => Some(Reason::new(
-            format_args!(
-                "accept() by io_uring or a 32-bit program is not seen, so who accepted is not known until it \
-                 closes ({why})"
             ),
             fix,
         )),
