@@ -319,8 +319,10 @@ impl Tracker {
             }
         }
         for (cookie, state) in std::mem::take(&mut self.look.corrections) {
+            // A record from just before the look may have been read since, and say the same and when.
             if let Some(connection) = self.connections.get_mut(&cookie)
                 && connection.last < look.time
+                && connection.state != state
             {
                 let listened = connection.state == State::Listen;
                 connection.state = state;

@@ -31,7 +31,7 @@ const REFUSAL: &str = "refusal";
 const BOTH_KINDS: [&str; 2] = ["instructions", "probe_pairs"];
 
 /// Test programs that only `--full` runs, and why.
-const LESS_OF_THE_KERNEL: [(&str, &str); 11] = [
+const LESS_OF_THE_KERNEL: [(&str, &str); 12] = [
     (
         "doctor",
         "it tests the answers to missing privileges; `works` asks it about the kernel",
@@ -58,12 +58,12 @@ const LESS_OF_THE_KERNEL: [(&str, &str); 11] = [
     ("harness", "it tests the tests"),
     ("loss", "what it tests depends little on the kernel"),
     ("replay", "what it tests depends little on the kernel"),
+    ("truth", "it plays for minutes; here it runs natively"),
 ];
 
 /// Tests that only `--full` runs: they wait out the minute of a TIME_WAIT while a decoy keeps the CPU busy,
 /// which takes several real ones. `probe_pairs` waits one out without.
-const LONG: [&str; 5] = [
-    "fresh_seed",
+const LONG: [&str; 4] = [
     "lifetime_is_what_sock_diag_shows",
     "rearmed_lives_longer",
     "client_closes_first",
