@@ -140,6 +140,24 @@ fn an_event_beats_the_row() {
     }
 }
 
+/// A record is written before the look begins, and read after the row.
+#[test]
+fn a_record_that_says_the_same_as_the_row_says_when() {
+    let mut world = World::new();
+    world.feed(change(0, client(), Close, SynSent).by(curl()));
+    world.feed(change(5, client(), SynSent, Established));
+    world.forget_told();
+    world.feed(look(10, Scope::All));
+    world.feed(row(11, client(), CloseWait, 500));
+    world.feed(change(9, client(), Established, CloseWait));
+    world.feed(look_end(12, &[NETNS]));
+    world.feed(change(50, client(), CloseWait, LastAck).by(curl()));
+    world.assert_changes(&[
+        "1 9 ESTABLISHED>CLOSE_WAIT after 4, curl via connect",
+        "1 50 CLOSE_WAIT>LAST_ACK after 41, curl via connect",
+    ]);
+}
+
 #[test]
 fn a_connection_request_is_no_socket() {
     let mut world = World::new();
