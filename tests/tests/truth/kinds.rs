@@ -200,20 +200,27 @@ fn simultaneous_close(story: &mut Story<'_>) {
     let (window, _) = story.ask(other, "shutdown");
     story.step(other, "FIN_WAIT1", window, None);
     let (window, _) = story.ask(other, "hear");
-    let seen = story.await_row(other, "CLOSING", |row| {
+    let closing = story.await_row(other, window.from, "CLOSING", |row| {
         row.is_some_and(|row| row.state == "CLOSING")
     });
-    story.step(other, "CLOSING", Window { to: seen, ..window }, None);
+    story.step(other, "CLOSING", closing, None);
     story.pause();
-    let (window, _) = story.ask(one, "hear");
+    let (heard, _) = story.ask(one, "hear");
     let resting = |row: Option<&tests::Row>| row.is_some_and(|row| row.state == "TIME_WAIT");
-    let seen = story
-        .await_row(one, "TIME_WAIT", resting)
-        .max(story.await_row(other, "TIME_WAIT", resting));
-    let window = Window { to: seen, ..window };
-    story.step(one, "FIN_WAIT2", window, None);
-    story.step(one, "TIME_WAIT", window, None);
-    story.step(other, "TIME_WAIT", window, None);
+    let rests = story.await_row(one, heard.from, "TIME_WAIT", resting);
+    // The other end learns it from the acknowledgement of its FIN.
+    let other_rests = story.await_row(other, rests.from, "TIME_WAIT", resting);
+    story.step(
+        one,
+        "FIN_WAIT2",
+        Window {
+            to: rests.to,
+            ..heard
+        },
+        None,
+    );
+    story.step(one, "TIME_WAIT", rests, None);
+    story.step(other, "TIME_WAIT", other_rests, None);
     story.pause();
     story.ask(one, "close");
     story.ask(other, "close");
@@ -565,8 +572,7 @@ fn peer_is_silent(story: &mut Story<'_>) {
     story.ask(server, "deaf");
     story.ask(client, "user-timeout 500");
     let (window, _) = story.ask(client, "write 1");
-    let seen = story.await_row(client, "the time-out", |row| row.is_none());
-    let ended = Window { to: seen, ..window }.later(Duration::from_millis(400), Duration::ZERO);
+    let ended = story.await_row(client, window.from, "the time-out", |row| row.is_none());
     story.step(client, "CLOSE", ended, Some("ETIMEDOUT"));
     story.close(client);
     story.ask(server, "hear");
@@ -625,7 +631,7 @@ fn elsewhere(story: &mut Story<'_>) {
 /// The other end closes, or shuts its sending side, and this one is left open in some way.
 fn left(story: &mut Story<'_>, end: usize, other: usize, holders: &[&Player]) {
     let arrived = |story: &Story<'_>| {
-        story.await_row(end, "CLOSE_WAIT", |row| {
+        story.await_row(end, 0, "CLOSE_WAIT", |row| {
             row.is_some_and(|row| row.state == "CLOSE_WAIT")
         });
     };

@@ -614,19 +614,24 @@ impl<'a> Story<'a> {
         })
     }
 
-    /// Waits for something to be so in the kernel's list; gives when it was seen first.
+    /// Waits for something to be so in the kernel's list, which it was not at `before`; gives when it became so.
     pub(crate) fn await_row(
         &self,
         end: usize,
+        before: i64,
         what: &str,
         so: impl Fn(Option<&Row>) -> bool,
-    ) -> i64 {
+    ) -> Window {
         let start = Instant::now();
+        let mut from = before;
         loop {
+            let look = boottime();
             let row = self.find(end);
             if so(row.as_ref()) {
-                return boottime();
+                let to = boottime();
+                return Window { from, to };
             }
+            from = look;
             assert!(
                 start.elapsed() < Duration::from_secs(20),
                 "{what} did not come: {row:?}"
