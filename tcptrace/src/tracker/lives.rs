@@ -115,7 +115,19 @@ impl Tracker {
         };
         if let Some(entered) = life.entered {
             // Started again. If the entry was only known from the timer, that may have been this.
-            life.rearmed |= clocks.is_after(clocks.armed(record), entered.time);
+            let again = clocks.is_after(clocks.armed(record), entered.time);
+            life.rearmed |= again;
+            // A look was faster than the record of the entry. Function probes miss no start, so that this is
+            // the first.
+            if entered.at_latest && life.first == State::FinWait2 && functions && !again {
+                life.settle(
+                    Entry {
+                        time: record.time,
+                        at_latest: false,
+                    },
+                    clocks,
+                );
+            }
             return;
         }
         let mut entry = life.entry(record, clocks);

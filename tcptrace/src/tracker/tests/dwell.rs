@@ -320,6 +320,29 @@ fn without_a_stamp_function_probes_know_the_entry_all_the_same() {
     world.assert_empty();
 }
 
+/// The look's row gives the same start, in jiffies. What was told stays as it was told.
+#[test]
+fn without_a_stamp_a_look_before_the_record_of_the_entry_changes_nothing() {
+    let mut world = World::with_probes(Probes::Functions).without_stamps();
+    world.reach_fin_wait2(client());
+    world.feed(Event::TimeWaitArmed(TimeWait {
+        expires: 0,
+        ..world.timer(300, client(), FinWait2, (300, 60_000))
+    }));
+    world.feed(change(300, client(), FinWait2, Close).no_socket());
+    world.forget_told();
+    let row = time_wait_row(610, client(), TimeWaitState, 59_988);
+    all(&mut world, 605, &[row]);
+    world.assert_changes(&["1 598 FIN_WAIT2>TIME_WAIT after 298, curl via connect, late"]);
+    world.feed(world.armed(600, client(), TimeWaitState));
+    world.feed(world.done(60_700, client(), TimeWaitState, 600));
+    world.assert_changes(&["1 60700 TIME_WAIT>CLOSE after 60102, curl via connect"]);
+    world.assert_ends(&[
+        "1 60700 expired, entered 598, dwell 60102, fin_wait2 298, rearmed no, curl via connect",
+    ]);
+    world.assert_empty();
+}
+
 /// Also of a socket that was there before: the look showed it in FIN_WAIT2, so its first start is the entry.
 #[test]
 fn without_a_stamp_function_probes_know_the_entry_of_an_orphan_from_before() {
