@@ -20,7 +20,8 @@ Debian, as root. `cargo xtask vm` fails where a kernel does something else than 
 
 From 5.12 on it can trace, if the kernel has BTF; before, `leaks --once` works, and `leaks` looks now and then.
 The same tests pass on every kernel in this table that can trace; `cargo xtask vm --kernel PATH` runs them on any
-other, and `tcptrace doctor` says what works on the one at hand, why not more, and what to do about it.
+other: in November 2026 on Ubuntu's 5.13.0-52, 5.15.0-25 and 5.19.0-50, and they passed. `tcptrace doctor` says
+what works on the kernel at hand, why not more, and what to do about it.
 
 ";
 const FOOT: &str = "
