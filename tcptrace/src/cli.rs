@@ -1,8 +1,14 @@
 //! The command line, as it is typed.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    net::IpAddr, path::PathBuf, str::FromStr, time::Duration,
+};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum, ValueHint,
+    builder::{PossibleValue, TypedValueParser},
+};
 use tcptrace_ebpf::State;
 
 use crate::{
@@ -12,6 +18,10 @@ use crate::{
 };
 
 /// Who leaks CLOSE_WAIT, how long TIME_WAIT really lasts, and every TCP transition as it happens.
+///
+/// Of all network namespaces, with the process that owns the socket. What traces needs root, or some
+/// capabilities, on Linux 5.12 or later; `leaks --once` and whatever is read from a recording do not.
+/// `tcptrace doctor` tells what works, why not more, and what to do about it.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
@@ -109,7 +119,7 @@ Exit status: 0 all works, 1 something does not or not fully, 2 neither probes no
 pub struct Leaks {
     /// Run this program, watch its processes only, and report at its end what they leaked while it ran; on
     /// standard error, so that the program's own output stays as it is
-    #[arg(last = true, value_name = "CMD", conflicts_with_all = ["once", "duration", "from", "dwell"])]
+    #[arg(last = true, value_name = "CMD", value_hint = ValueHint::CommandWithArguments, conflicts_with_all = ["once", "duration", "from", "dwell"])]
     pub(crate) command: Vec<OsString>,
     /// How long a socket must have been in its state [default: 60s; 1s for a program that is run]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -132,7 +142,7 @@ pub struct Leaks {
     pub(crate) dwell: bool,
     /// State in which sockets pile up: CLOSE_WAIT, or ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING,
     /// SYN_RECV, SYN_SENT; may be given again
-    #[arg(long = "state", value_name = "STATE", value_parser = parse_pile, default_value = "CLOSE_WAIT", hide_default_value = true)]
+    #[arg(long = "state", value_name = "STATE", value_parser = StateParser(parse_pile), hide_possible_values = true, default_value = "CLOSE_WAIT", hide_default_value = true)]
     pub(crate) states: Vec<State>,
     #[command(flatten)]
     pub(crate) common: Common,
@@ -152,7 +162,7 @@ pub struct Stream {
     #[command(flatten)]
     pub(crate) owners: OwnerFilters,
     /// Only transitions from or to this state (CLOSE_WAIT or close-wait); may be given again
-    #[arg(long = "state", value_name = "STATE", value_parser = parse_state, help_heading = FILTERS)]
+    #[arg(long = "state", value_name = "STATE", value_parser = StateParser(parse_state), hide_possible_values = true, help_heading = FILTERS)]
     pub(crate) states: Vec<State>,
 }
 
@@ -353,6 +363,29 @@ fn parse_pile(text: &str) -> Result<State, String> {
         State::Close | State::Listen => Err("no connection is in that state".to_owned()),
         State::TimeWait => Err("nobody holds those: see `tcptrace timewait`".to_owned()),
         state => Ok(state),
+    }
+}
+
+/// States as this function takes them; a shell completes their names.
+#[derive(Clone)]
+struct StateParser(fn(&str) -> Result<State, String>);
+
+impl TypedValueParser for StateParser {
+    type Value = State;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<State, clap::Error> {
+        self.0.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let names = State::ALL.into_iter().map(State::name);
+        let taken = names.filter(|name| (self.0)(name).is_ok());
+        Some(Box::new(taken.map(PossibleValue::new)))
     }
 }
 

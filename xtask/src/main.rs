@@ -7,6 +7,7 @@ use clap::Parser;
 mod build;
 mod command;
 mod demo;
+mod docs;
 mod linker;
 mod lint;
 mod setup;
@@ -28,6 +29,8 @@ enum Task {
     /// Set up and build, then show tcptrace on real traffic, in a network namespace made for it (half
     /// a minute; needs root or sudo)
     Demo(demo::Options),
+    /// Set up, then write the man pages and completions anew, from the options
+    Docs,
     /// Set up, then check formatting, lints and documentation, with every warning an error
     Lint,
     /// Set up, then run every test, those against the real kernel as root
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(drop),
         Task::Demo(options) => demo::run(options),
+        Task::Docs => docs::run(),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),
         Task::Vm(options) => vm::run(&options),
