@@ -2,7 +2,10 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    net::IpAddr, path::PathBuf, str::FromStr, time::Duration,
+    net::IpAddr,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
 };
 
 use clap::{

@@ -109,15 +109,14 @@ fn page(command: &clap::Command, see_also: &str) -> Vec<u8> {
     let after = After::of(command);
     let usage = command.clone().render_usage().to_string();
     let usage = usage.trim_start_matches("Usage: ").to_owned();
-    let command = command
-        .clone()
-        .override_usage(usage)
-        .mut_args(in_full);
+    let command = command.clone().override_usage(usage).mut_args(in_full);
     let has_colors = command
         .get_arguments()
         .any(|arg| arg.get_id() == "no_color");
     let has_subcommands = command.has_subcommands();
-    let man = Man::new(command.clone()).source(VERSION).manual("tcptrace Manual");
+    let man = Man::new(command.clone())
+        .source(VERSION)
+        .manual("tcptrace Manual");
 
     let mut page = Vec::new();
     let to = &mut page;
@@ -276,7 +275,10 @@ fn man_pages_have_what_a_page_has() {
         // Every option is explained.
         let lines: Vec<&str> = page.lines().collect();
         for tag in lines.windows(3).filter(|lines| lines[0] == ".TP") {
-            assert!(!tag[2].is_empty() && !tag[2].starts_with('.'), "{name}: {tag:?}");
+            assert!(
+                !tag[2].is_empty() && !tag[2].starts_with('.'),
+                "{name}: {tag:?}"
+            );
         }
     }
 }
@@ -361,12 +363,12 @@ fn assert_completes(shell: &str, script: &str, file: &str) {
             .filter(|word| !word.is_empty())
             .collect();
         if expected.is_empty() {
-            assert!(!offered.contains(&"TIME_WAIT"), "{shell}: {typed}: {offered:?}");
-        } else {
             assert!(
-                offered.contains(&expected),
+                !offered.contains(&"TIME_WAIT"),
                 "{shell}: {typed}: {offered:?}"
             );
+        } else {
+            assert!(offered.contains(&expected), "{shell}: {typed}: {offered:?}");
         }
     }
 }

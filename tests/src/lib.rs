@@ -21,6 +21,7 @@ mod observer;
 mod peers;
 mod program;
 mod reports;
+pub mod schema;
 mod sock_diag;
 mod tcptrace;
 

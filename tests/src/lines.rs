@@ -5,7 +5,7 @@ use std::{env, fmt, net::SocketAddr, sync::LazyLock};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::{Fixture, Pair, boottime};
+use crate::{Fixture, Pair, boottime, schema};
 
 /// The states of a socket that a listener makes, up to the first that the application can see.
 pub const PASSIVE_OPEN: &str = "LISTEN SYN_RECV ESTABLISHED";
@@ -172,10 +172,31 @@ impl Line {
 
 impl Lines {
     /// Lines of a file.
+    ///
+    /// # Panics
+    /// When the schema does not describe one.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let now = boottime();
-        Self(text.lines().map(|line| Line::parse(line, now)).collect())
+        let mut lines = Self::default();
+        for line in text.lines() {
+            if let Some(violation) = lines.add(Line::parse(line, now)) {
+                panic!("{violation}");
+            }
+        }
+        lines
+    }
+
+    /// Adds a line. Gives what is wrong with it, if it is one of those that
+    /// [other programs rely on](schema): those of a recording are not.
+    pub(crate) fn add(&mut self, line: Line) -> Option<String> {
+        self.0.push(line);
+        let is_recording = self.0[0].value["event"] == "start";
+        let line = &self.0.last()?.value;
+        if is_recording || !line.is_object() {
+            return None;
+        }
+        schema::violation(line)
     }
 
     /// All lines about this kind of event.

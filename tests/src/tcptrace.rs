@@ -72,6 +72,8 @@ struct Output {
 struct State {
     lines: Lines,
     stderr: String,
+    /// What the schema does not describe.
+    violations: Vec<String>,
     open: usize,
 }
 
@@ -296,7 +298,8 @@ impl Tcptrace {
         };
         let readers = vec![
             read(stdout, |state, line| {
-                state.lines.0.push(Line::parse(&line, boottime()));
+                let violation = state.lines.add(Line::parse(&line, boottime()));
+                state.violations.extend(violation);
             }),
             read(Box::new(stderr), |state, line| {
                 state.stderr.push_str(&line);
@@ -393,7 +396,7 @@ impl Output {
         self.changed.notify_all();
     }
 
-    /// The state once `enough`, or after `limit`.
+    /// The state once `enough`, or after `limit`. Every line in it is one that the schema describes.
     fn wait(&self, limit: Duration, enough: impl Fn(&State) -> bool) -> State {
         let deadline = Instant::now() + limit;
         let mut state = self.state.lock().expect("nobody panics while writing");
@@ -408,7 +411,10 @@ impl Output {
                 .expect("nobody panics")
                 .0;
         }
-        state.clone()
+        let now = state.clone();
+        drop(state);
+        assert!(now.violations.is_empty(), "{}", now.violations.join("\n"));
+        now
     }
 }
 

@@ -588,6 +588,7 @@ fn json_is_one_object() {
     let mut bytes = Vec::new();
     json::write(&told, &mut bytes);
     assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 1);
+    ::tests::schema::assert_described(str::from_utf8(&bytes).unwrap());
     let line: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(line["event"], "doctor");
     assert_eq!(line["verdict"], "ok");

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     event::{Tuple, address_bytes},
+    leaks::Cause,
     tracker::{Ending, Via},
 };
 use tcptrace_ebpf::State;
@@ -65,7 +66,7 @@ fn time_wait() -> TimeWaitEnd<'static> {
     }
 }
 
-/// What `write` writes, without the newline that must end it.
+/// What `write` writes, without the newline that must end it. The schema describes it.
 #[track_caller]
 fn line_of(write: impl FnOnce(&Lines, &mut Vec<u8>)) -> String {
     let mut lines = Lines::new();
@@ -75,6 +76,7 @@ fn line_of(write: impl FnOnce(&Lines, &mut Vec<u8>)) -> String {
     let text = String::from_utf8(to).unwrap();
     let line = text.strip_suffix('\n').unwrap();
     assert!(!line.contains('\n'), "one line");
+    ::tests::schema::assert_described(line);
     line.to_owned()
 }
 
@@ -218,6 +220,20 @@ fn endings_and_ways_to_know_an_owner_have_the_promised_names() {
     ];
     for (via, name) in vias {
         assert_eq!(via.name(), name);
+    }
+    let vias: Vec<&str> = vias.iter().map(|(_, name)| *name).collect();
+    let states: Vec<&str> = State::ALL.iter().map(|state| state.name()).collect();
+    let causes: Vec<&str> = Cause::ALL.iter().map(|cause| cause.name()).collect();
+    for (definition, mut names) in [
+        ("ending", endings),
+        ("via", vias),
+        ("state", states),
+        ("cause", causes),
+    ] {
+        let mut described = ::tests::schema::values(definition);
+        described.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(described, names, "docs/events.schema.json: {definition}");
     }
 }
 

@@ -196,8 +196,10 @@ fn the_summary_as_a_line_of_json() {
     let tracker = Tracker::new(Selection::default());
     let line =
         summary([lasted(60_000), lasted(60_000), unknown]).line(&tracker, 0, Time::new(0, 0));
+    let line = serde_json::to_string(&line).unwrap();
+    ::tests::schema::assert_described(&line);
     assert_eq!(
-        serde_json::to_string(&line).unwrap(),
+        line,
         concat!(
             r#"{"event":"time_wait_summary","time":"1970-01-01T00:00:00.000000000Z","count":3,"#,
             r#""dwell_seconds":{"count":3,"min":60.0,"p50":60.0,"p90":60.0,"p99":60.0,"max":60.0,"at_least":0},"#,
