@@ -430,8 +430,9 @@ fn commands(name: &'static str) -> Vec<Shown> {
     found
 }
 
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 12] = [
     "README.md",
+    "README.zh-CN.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -460,6 +461,42 @@ fn readme_and_other_pages_are_all_listed() {
     for page in COMMANDS_IN {
         assert!(PAGES.contains(&page), "{page}");
     }
+}
+
+/// The Chinese README is the same page: what can be compared without knowing Chinese is equal, the blocks
+/// (commands and their output), the tables' shape, the headings' number and the links.
+#[test]
+fn readme_in_chinese_is_the_same() {
+    let (english, chinese) = (page("README.md"), page("README.zh-CN.md"));
+    assert_eq!(blocks(&english), blocks(&chinese), "blocks of code");
+    let shape = |page: &str| -> Vec<String> {
+        let lines = page.lines().filter(|line| line.starts_with(['#', '|']));
+        let shape = lines.map(|line| match line.split_once(' ') {
+            Some((level, _)) if level.starts_with('#') => level.to_owned(),
+            // Cells, and what is in backticks in them.
+            _ => {
+                let code: Vec<&str> = line.split('`').skip(1).step_by(2).collect();
+                format!("{} cells with {code:?}", line.matches('|').count())
+            }
+        });
+        shape.collect()
+    };
+    assert_eq!(shape(&english), shape(&chinese), "headings and tables");
+    let links = |page: &str| -> BTreeSet<String> {
+        let targets = page.split("](").skip(1);
+        let targets = targets.filter_map(|after| after.split(')').next());
+        // Each leads to the other.
+        let targets = targets.filter(|target| !target.starts_with("README"));
+        targets.map(str::to_owned).collect()
+    };
+    assert_eq!(links(&english), links(&chinese), "links");
+    assert!(english.contains("](README.zh-CN.md)"));
+    assert!(chinese.contains("](README.md)"));
+}
+
+/// Everything between fences.
+fn blocks(page: &str) -> Vec<&str> {
+    page.split("\n```").skip(1).step_by(2).collect()
 }
 
 fn root() -> &'static Path {
