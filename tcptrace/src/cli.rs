@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{
-    Args, Parser, Subcommand, ValueEnum, ValueHint,
+    ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint,
     builder::{PossibleValue, TypedValueParser},
 };
 use tcptrace_ebpf::State;
@@ -18,6 +18,7 @@ use crate::{
     event::{Comm, Probes},
     kernel::netns,
     select::{Cidr, Selection, Sockets},
+    states::By,
 };
 
 /// Who leaks CLOSE_WAIT, how long TIME_WAIT really lasts, and every TCP transition as it happens.
@@ -35,6 +36,7 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  tcptrace states                           how many sockets in which state; --by process, port, remote
   sudo tcptrace leaks --once                who leaks CLOSE_WAIT, why, since when
   sudo tcptrace stream                      every transition, until Ctrl-C
   sudo tcptrace stream --lport 443 -o json  of one service, as JSON lines
@@ -52,6 +54,9 @@ pub enum Command {
     /// Tell who leaks sockets in CLOSE_WAIT, why, and since when
     #[command(after_help = LEAKS_EXAMPLES)]
     Leaks(Leaks),
+    /// Count sockets by state, and by process, port, remote, container or network namespace
+    #[command(after_help = STATES_EXAMPLES)]
+    States(States),
     /// Print every TCP transition as it happens
     #[command(after_help = STREAM_EXAMPLES)]
     Stream(Stream),
@@ -83,6 +88,23 @@ not: `drained` (everything was read; a missing close), `eof_unread` (the process
 
 Exit status: 0 fine, 2 an error; with --exit-code 1 if the last report tells of a leak. Of a program that
 is run, its own otherwise, 128 and the signal's number if one ended it, 127 or 126 if it cannot be run.";
+
+const STATES_EXAMPLES: &str = "\
+Examples:
+  tcptrace states                              instead of netstat -n | awk, and ss -s
+  tcptrace states --state CLOSE_WAIT --by process --top 5
+  tcptrace states --by remote --top 10         who is connected most
+  tcptrace states --port 8080 --fds            instead of lsof -i:8080
+  tcptrace states --by port --watch            again every two seconds
+  tcptrace states -o json | jq .states.TIME_WAIT
+
+It looks at what exists now, in all network namespaces: no BPF, and no recording. Without privileges it
+counts this namespace, names this user's processes, and says what it could not see.
+
+Each socket is counted once, in the line of all processes that have it open; what nobody has accepted, in the
+line of its listener. `no process`: TIME_WAIT, and orphaned sockets, which their process has closed and the
+kernel keeps until the peer closes as well (the filters --pid and --comm leave them out). `no process found`: a
+socket of the kernel, of a process that could not be read, or closed meanwhile.";
 
 const STREAM_EXAMPLES: &str = "\
 Examples:
@@ -153,6 +175,37 @@ pub struct Leaks {
     pub(crate) sockets: SocketFilters,
     #[command(flatten)]
     pub(crate) owners: OwnerFilters,
+}
+
+/// `tcptrace states`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("grouped").args(["by", "fds"]).multiple(true))]
+pub struct States {
+    /// Tell sockets apart by this
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) by: Option<By>,
+    /// Only so many lines, the largest; the rest is counted in one
+    #[arg(long, value_name = "N", value_parser = parse_top, requires = "grouped")]
+    pub(crate) top: Option<usize>,
+    /// Also every socket, and the descriptors by which processes hold it; by process unless --by says otherwise
+    #[arg(long)]
+    pub(crate) fds: bool,
+    /// Look again, every two seconds or as often as said, until Ctrl-C: redrawn on a terminal, appended to a pipe
+    #[arg(long, value_name = "TIME", value_parser = parse_interval, num_args = 0..=1, default_missing_value = "2s")]
+    pub(crate) watch: Option<Duration>,
+    /// End after this time: 30s, 5m, 1h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "watch")]
+    pub(crate) duration: Option<Duration>,
+    /// How to print: text for people, json for programs (one object a line)
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) sockets: SocketFilters,
+    #[command(flatten)]
+    pub(crate) owners: OwnerFilters,
+    /// Only sockets in this state (CLOSE_WAIT or close-wait); may be given again
+    #[arg(long = "state", value_name = "STATE", value_parser = parse_state, help_heading = FILTERS)]
+    pub(crate) states: Vec<State>,
 }
 
 /// `tcptrace stream`.
@@ -443,6 +496,13 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
         return Err("at least 100ms".to_owned());
     }
     Ok(interval)
+}
+
+fn parse_top(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("a number of lines, at least 1".to_owned()),
+        Ok(top) => Ok(top),
+    }
 }
 
 fn parse_buffer(text: &str) -> Result<u32, String> {

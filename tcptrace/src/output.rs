@@ -120,6 +120,17 @@ impl Output {
         self.flush()
     }
 
+    /// Whether all of a page could be drawn over. Only a terminal is too small for one.
+    #[must_use]
+    pub fn fits(&self, page: &str) -> bool {
+        self.size().is_none_or(|(width, height)| {
+            page.lines()
+                .map(|line| rows(line, width).len())
+                .sum::<usize>()
+                < height
+        })
+    }
+
     /// An empty line, if something was written before that stays.
     pub fn separate(&mut self) {
         if self.begun && self.drawn == 0 {

@@ -1,6 +1,7 @@
 //! Running a command: from the source through the tracker to the view.
 
 mod leaks;
+mod states;
 
 use std::{
     ffi::OsString,
@@ -54,6 +55,7 @@ pub fn run(cli: Cli) -> Result<u8> {
                 Format::Text => trace(&args.common, selection, timewait::Text::new(out)),
             }
         }
+        Command::States(args) => states::run(args),
         Command::Record(args) => record(args),
         Command::Doctor(args) => return doctor(&args),
     }

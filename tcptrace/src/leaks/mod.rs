@@ -8,7 +8,6 @@ mod cause;
 mod clear;
 mod dwell;
 mod growth;
-mod human;
 mod json;
 mod report;
 mod sights;

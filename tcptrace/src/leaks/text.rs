@@ -12,11 +12,11 @@ use tcptrace_ebpf::State;
 use super::{
     Cause, Options, Watch,
     dwell::Times,
-    human::{Count, Duration},
     report::{Age, Holding, Leak, Leaked, Report},
 };
 use crate::{
     event::{End, Printable, Process},
+    human::{Count, Duration, plural},
     json::{Time, seconds},
     output::Output,
     tracker::{Fact, Tracker, Via},
@@ -420,10 +420,6 @@ fn rest(to: &mut String, leaks: &[Leak]) -> Written {
         Some(more @ 1..) => writeln!(to, "  ... and {} more names", Count(more as u64)),
         _ => Ok(()),
     }
-}
-
-const fn plural<'a>(count: usize, one: &'a str, many: &'a str) -> &'a str {
-    if count == 1 { one } else { many }
 }
 
 /// A limit as it was typed, more or less: 60 s.

@@ -1,7 +1,7 @@
 //! Looks at what exists, without BPF: sockets from `sock_diag`, [their holders](super::holders), and the
 //! count of TIME_WAITs that were skipped.
 
-use std::{collections::HashMap, io, net::SocketAddr};
+use std::{collections::HashMap, io};
 
 use tcptrace_ebpf::State;
 
@@ -10,7 +10,7 @@ use super::{
     holders::{Holders, Sockets},
 };
 use crate::{
-    event::{Detail, Event, Look, Row, Scope, Socket, States, Tuple, address_bytes},
+    event::{Detail, Event, Look, Row, Scope, States},
     kernel::{
         capabilities::Capabilities,
         clock,
@@ -289,19 +289,9 @@ fn inodes(namespaces: &Option<Namespaces>) -> impl Iterator<Item = u32> {
 }
 
 fn row_of(entry: &Entry, netns: u32) -> Row {
-    let bytes = |addr: SocketAddr| address_bytes(addr.ip());
     Row {
         time: entry.time,
-        socket: Socket {
-            cookie: entry.cookie,
-            netns,
-            tuple: Tuple {
-                local_addr: bytes(entry.local),
-                remote_addr: bytes(entry.remote),
-                local_port: entry.local.port(),
-                remote_port: entry.remote.port(),
-            },
-        },
+        socket: entry.socket(netns),
         state: entry.state,
         inode: entry.inode,
         cgroup: entry.cgroup.unwrap_or(0),

@@ -35,7 +35,7 @@ const REFUSAL: &str = "refusal";
 const BOTH_KINDS: [&str; 2] = ["instructions", "probe_pairs"];
 
 /// Test programs that only `--full` runs, and why.
-const LESS_OF_THE_KERNEL: [(&str, &str); 11] = [
+const LESS_OF_THE_KERNEL: [(&str, &str); 12] = [
     (
         "doctor",
         "it tests the answers to missing privileges; `works` asks it about the kernel",
@@ -61,6 +61,10 @@ const LESS_OF_THE_KERNEL: [(&str, &str); 11] = [
     ("harness", "it tests the tests"),
     ("loss", "what it tests depends little on the kernel"),
     ("replay", "what it tests depends little on the kernel"),
+    (
+        "states",
+        "sock_diag and /proc, which it tests, change little",
+    ),
     ("truth", "it plays for minutes; here it runs natively"),
 ];
 
@@ -96,12 +100,13 @@ const DESTROYS: [(&str, &str); 15] = [
 ];
 
 /// Tests that run programs of a system around them, by program and a part of their names.
-const NEED_A_SYSTEM: [(&str, &str); 5] = [
+const NEED_A_SYSTEM: [(&str, &str); 6] = [
     ("leaks", "clear_"),
     ("tree", "pid_namespace_of_its_own"),
     ("tree", "no_descriptor_of_the_tracer"),
     ("leaks_of_program", "the_text_is_on_stderr"),
     ("leaks_of_program", "the_report_goes_to_a_file"),
+    ("states", "every_state_as_ss_counts"),
 ];
 
 /// Test programs of which each test starts a tracer or two: sixteen at once are more than an emulated CPU

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::event::{Socket, Tuple, address_bytes};
 use tcptrace_ebpf::State;
 use zerocopy::byteorder::network_endian::U16 as U16Be;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -62,6 +63,21 @@ impl Entry {
     #[must_use]
     pub fn is_timewait(&self) -> bool {
         self.timer == Timer::TimeWait
+    }
+
+    /// Which socket it is, of the namespace with this inode number.
+    #[must_use]
+    pub fn socket(&self, netns: u32) -> Socket {
+        Socket {
+            cookie: self.cookie,
+            netns,
+            tuple: Tuple {
+                local_addr: address_bytes(self.local.ip()),
+                remote_addr: address_bytes(self.remote.ip()),
+                local_port: self.local.port(),
+                remote_port: self.remote.port(),
+            },
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A whole number with commas: 1,198.
-pub(super) struct Count(pub(super) u64);
+pub(crate) struct Count(pub(crate) u64);
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,7 +20,7 @@ impl fmt::Display for Count {
 }
 
 /// A time in seconds, in its two greatest units: 2 h 13 min.
-pub(super) struct Duration(pub(super) f64);
+pub(crate) struct Duration(pub(crate) f64);
 
 impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,6 +42,11 @@ impl fmt::Display for Duration {
         };
         f.pad(&text)
     }
+}
+
+/// The word for so many.
+pub(crate) const fn plural<'a>(count: usize, one: &'a str, many: &'a str) -> &'a str {
+    if count == 1 { one } else { many }
 }
 
 #[cfg(test)]

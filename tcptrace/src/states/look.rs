@@ -1,0 +1,202 @@
+//! The look itself: `sock_diag`, and `/proc` if it has to be known whose the sockets are.
+
+use std::io;
+
+use anyhow::{Context as _, Result, bail};
+use tcptrace_ebpf::State;
+
+use super::{Options, Report, Seen, Table};
+use crate::{
+    event::Holder,
+    kernel::{
+        capabilities::Capabilities,
+        cgroup::{self, Cgroups},
+        clock,
+        netns::{self, Namespace, Namespaces},
+        procfs::{self, Process},
+        sock_diag::{ALL_STATES, Completeness, Query},
+    },
+    reason::Reason,
+};
+
+/// What a look gave.
+#[derive(Debug)]
+pub struct Looked {
+    /// What it showed.
+    pub report: Report,
+    /// What it could not show.
+    pub unseen: Vec<Reason>,
+}
+
+/// Looks once.
+///
+/// # Errors
+/// When `/proc` cannot be read, or no network namespace could be looked into.
+pub fn look(options: &Options) -> Result<Looked> {
+    let time = clock::boot_ns();
+    let mut unseen = Vec::new();
+    let mut table = Table::new(options);
+    let cgroups = open_cgroups(options, &mut unseen);
+    let namespaces = Namespaces::discover().context("cannot find the network namespaces")?;
+    let wanted = &options.selection.sockets.netns;
+    let mut closed = Vec::new();
+    let mut looked_into = 0;
+    for namespace in namespaces.iter() {
+        if !wanted.is_empty() && !wanted.contains(&namespace.inode()) {
+            continue;
+        }
+        table.namespace(namespace.inode(), namespace.name());
+        match dump(namespace, options, cgroups.as_ref(), &mut table) {
+            Ok(Completeness::Complete) => {}
+            Ok(Completeness::Interrupted) => unseen.push(Reason::new(
+                format_args!(
+                    "network namespace {}: its tables changed while they were read, sockets may be missing",
+                    namespace.inode()
+                ),
+                "look again",
+            )),
+            // Its sockets are gone as well.
+            Err(Missed::Closed(netns::Error::Gone { .. })) => continue,
+            Err(Missed::Closed(error)) => {
+                closed.push(error);
+                continue;
+            }
+            Err(Missed::Broken(reason)) => {
+                unseen.push(reason);
+                continue;
+            }
+        }
+        looked_into += 1;
+    }
+    unseen.extend(netns::reasons(&closed));
+    let missed = namespaces.unseen().reasons(Capabilities::of_self());
+    if looked_into == 0 {
+        if let Some(reason) = unseen.pop() {
+            bail!("no network namespace can be looked into: {reason}");
+        }
+        let none = "no such network namespace was found (`lsns -t net` and `ip netns` list them)";
+        match missed.first() {
+            Some(reason) => bail!("{none}; {reason}"),
+            None => bail!(none),
+        }
+    }
+    if options.needs_holders() {
+        holders(&mut table).context("cannot read who holds the sockets")?;
+        table.attribute();
+    }
+    // What could not be read may have been a namespace, or a holder; if neither is missed, never mind.
+    let lost = match (wanted.is_empty(), table.has_unknown()) {
+        (true, true) => {
+            "sockets in their network namespaces are missing, and what they hold has no process"
+        }
+        (true, false) => {
+            "sockets in their network namespaces are missing, unless others are in them as well"
+        }
+        (false, true) => "what they hold has no process",
+        (false, false) => "",
+    };
+    if !lost.is_empty() {
+        unseen.extend(missed.into_iter().map(|reason| Reason {
+            what: format!("{}: {lost}", reason.what),
+            ..reason
+        }));
+    }
+    Ok(Looked {
+        report: table.report(time, looked_into),
+        unseen,
+    })
+}
+
+/// Why the sockets of a namespace are missing, or some of them.
+enum Missed {
+    /// It could not be entered.
+    Closed(netns::Error),
+    /// The list did not come to its end.
+    Broken(Reason),
+}
+
+fn dump(
+    namespace: &Namespace,
+    options: &Options,
+    cgroups: Option<&Cgroups>,
+    table: &mut Table<'_>,
+) -> Result<Completeness, Missed> {
+    let inode = namespace.inode();
+    let mut diag = namespace.diag().map_err(Missed::Closed)?;
+    let states = &options.selection.states;
+    let wanted = match states.as_slice() {
+        [] => ALL_STATES,
+        states => states.iter().fold(0, |mask, state| mask | state.bit()),
+    };
+    let listen = State::Listen.bit();
+    let mut complete = Completeness::Complete;
+    // The kernel has a table of its own for listeners: in two steps, it goes through each once.
+    for states in [listen, wanted & !listen] {
+        if states == 0 {
+            continue;
+        }
+        let query = Query {
+            states,
+            tcp_info: false,
+        };
+        let dumped = diag.dump(query, |entry| {
+            let id = entry.cgroup.unwrap_or(0);
+            if table.wants_cgroup(id) {
+                let path = cgroups.and_then(|cgroups| cgroups.path(id));
+                table.cgroup(id, path.as_deref());
+            }
+            table.add(&Seen {
+                socket: entry.socket(inode),
+                state: entry.state,
+                inode: entry.inode,
+                cgroup: id,
+                uid: entry.uid,
+            });
+        });
+        match dumped {
+            Ok(Completeness::Complete) => {}
+            Ok(Completeness::Interrupted) => complete = Completeness::Interrupted,
+            Err(error) => return Err(Missed::Broken(error.reason(inode))),
+        }
+    }
+    Ok(complete)
+}
+
+/// Who holds what is wanted.
+fn holders(table: &mut Table<'_>) -> io::Result<()> {
+    // Descriptors of a process come one after the other.
+    let mut last: Option<Process> = None;
+    procfs::sockets(|process, descriptor| {
+        if !table.wants(descriptor.inode) {
+            return;
+        }
+        if last.as_ref().is_none_or(|last| last.pid != process.pid()) {
+            last = process.identity();
+        }
+        // One that has ended meanwhile holds nothing.
+        if let Some(process) = &last {
+            table.holder(&Holder {
+                inode: descriptor.inode,
+                fd: Some(descriptor.fd),
+                pid: process.pid,
+                comm: process.comm,
+                start: process.start,
+                tree: false,
+            });
+        }
+    })?;
+    Ok(())
+}
+
+fn open_cgroups(options: &Options, unseen: &mut Vec<Reason>) -> Option<Cgroups> {
+    if !options.needs_containers() {
+        return None;
+    }
+    match Cgroups::open() {
+        Ok(cgroups) => Some(cgroups),
+        Err(error) => {
+            unseen.push(cgroup::reason(&error));
+            None
+        }
+    }
+}
