@@ -145,6 +145,10 @@ fn readme_and_other_pages_commands_do_what_they_say() {
             );
         } else if command.contains(LEAKS) {
             assert_eq!(stdout.get(8..14), Some(" UTC  "), "{said}");
+        } else if command.contains(" states") {
+            let first = stdout.lines().next().unwrap_or_default();
+            assert!(first.contains(" UTC  "), "{said}");
+            assert!(first.contains(" TCP socket"), "{said}");
         } else if command.contains(" timewait") {
             assert!(stdout.starts_with("TIME_WAIT, traced for "), "{said}");
         } else {
