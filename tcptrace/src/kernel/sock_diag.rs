@@ -70,6 +70,11 @@ pub struct Query {
     /// Also ask for [`Entry::tcp_info`]: 400 bytes per socket instead of 120, and the kernel takes
     /// each socket's lock for it.
     pub tcp_info: bool,
+    /// Only sockets with this local port, 0 for any: the kernel leaves out the others, listeners as well
+    /// (`inet_diag_dump_icsk()`, 5.4 to 6.18).
+    pub local_port: u16,
+    /// Only sockets with this remote port, 0 for any. Listeners, which have none, are left out.
+    pub remote_port: u16,
 }
 
 impl Query {
@@ -77,6 +82,8 @@ impl Query {
     pub const ALL: Self = Self {
         states: ALL_STATES,
         tcp_info: false,
+        local_port: 0,
+        remote_port: 0,
     };
 }
 
@@ -232,7 +239,7 @@ fn request(family: u8, protocol: u8, query: Query, sequence: u32) -> Request {
         },
         pad: 0,
         states: u32::from(query.states),
-        id: SocketId::ANY,
+        id: SocketId::of_ports(query.local_port, query.remote_port),
     }
 }
 

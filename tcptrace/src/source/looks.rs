@@ -201,7 +201,12 @@ impl Looks {
             if states == 0 {
                 continue;
             }
-            match diag.dump(Query { states, tcp_info }, &mut row) {
+            let query = Query {
+                states,
+                tcp_info,
+                ..Query::ALL
+            };
+            match diag.dump(query, &mut row) {
                 Ok(Completeness::Complete) => {}
                 Ok(Completeness::Interrupted) => complete = false,
                 Err(error) => {
@@ -272,7 +277,7 @@ impl Looks {
 fn list(namespace: &netns::Namespace, sockets: &mut Sockets) {
     let query = Query {
         states: ALL_STATES & !State::TimeWait.bit(),
-        tcp_info: false,
+        ..Query::ALL
     };
     let Ok(mut diag) = namespace.diag() else {
         return;

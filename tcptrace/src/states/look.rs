@@ -1,6 +1,6 @@
 //! The look itself: `sock_diag`, and `/proc` if it has to be known whose the sockets are.
 
-use std::io;
+use std::{io, iter};
 
 use anyhow::{Context as _, Result, bail};
 use tcptrace_ebpf::State;
@@ -17,6 +17,7 @@ use crate::{
         sock_diag::{ALL_STATES, Completeness, Query},
     },
     reason::Reason,
+    select::Sockets,
 };
 
 /// What a look gave.
@@ -129,16 +130,23 @@ fn dump(
         states => states.iter().fold(0, |mask, state| mask | state.bit()),
     };
     let listen = State::Listen.bit();
+    // The kernel has a table of its own for listeners: in two steps, it goes through each once. All of them are
+    // needed, whatever was asked for.
+    let listeners = Query {
+        states: listen,
+        ..Query::ALL
+    };
+    let others = ports(&options.selection.sockets).map(|(local_port, remote_port)| Query {
+        states: wanted & !listen,
+        local_port,
+        remote_port,
+        ..Query::ALL
+    });
     let mut complete = Completeness::Complete;
-    // The kernel has a table of its own for listeners: in two steps, it goes through each once.
-    for states in [listen, wanted & !listen] {
-        if states == 0 {
+    for query in iter::once(listeners).chain(others) {
+        if query.states == 0 {
             continue;
         }
-        let query = Query {
-            states,
-            tcp_info: false,
-        };
         let dumped = diag.dump(query, |entry| {
             let id = entry.cgroup.unwrap_or(0);
             if table.wants_cgroup(id) {
@@ -160,6 +168,25 @@ fn dump(
         }
     }
     Ok(complete)
+}
+
+/// Local and remote ports to ask the kernel for, 0 for any: together at least what was asked for. What a socket is
+/// in twice is counted once.
+pub(super) fn ports(sockets: &Sockets) -> impl Iterator<Item = (u16, u16)> + use<> {
+    let Sockets {
+        ports,
+        local_ports,
+        remote_ports,
+        ..
+    } = sockets;
+    let (first, second) = match (&ports[..], &local_ports[..], &remote_ports[..]) {
+        (_, [local], [remote]) => ((*local, *remote), None),
+        (_, [local], _) => ((*local, 0), None),
+        (_, _, [remote]) => ((0, *remote), None),
+        ([port], _, _) => ((*port, 0), Some((0, *port))),
+        _ => ((0, 0), None),
+    };
+    iter::once(first).chain(second)
 }
 
 /// Who holds what is wanted.

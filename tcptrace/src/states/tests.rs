@@ -8,7 +8,10 @@ use std::{
 use serde_json::Value;
 
 use super::*;
-use crate::event::{Comm, Holder, Tuple, address_bytes};
+use crate::{
+    event::{Comm, Holder, Tuple, address_bytes},
+    select::{Sockets, Verdict},
+};
 
 const NETNS: u32 = 4_026_531_840;
 const OTHER: u32 = 4_026_532_000;
@@ -527,4 +530,33 @@ fn json_lines() {
     assert_eq!(top[3]["sockets"], 2);
     assert!(top[3].get("pid").is_none(), "{}", top[3]);
     assert_eq!(top[4], lines[7], "all is counted");
+}
+
+/// The kernel is asked for all that a filter lets through.
+#[test]
+fn no_port_is_left_out() {
+    let lists: [&[u16]; 4] = [&[], &[1], &[2], &[1, 2]];
+    for (ports, local_ports, remote_ports) in lists.iter().flat_map(|ports| {
+        let pairs = lists
+            .iter()
+            .flat_map(|local| lists.iter().map(move |remote| (local, remote)));
+        pairs.map(move |(local, remote)| (ports, local, remote))
+    }) {
+        let sockets = Sockets {
+            ports: ports.to_vec(),
+            local_ports: local_ports.to_vec(),
+            remote_ports: remote_ports.to_vec(),
+            ..Sockets::default()
+        };
+        for (local, remote) in (1..=3).flat_map(|local| (1..=3).map(move |remote| (local, remote)))
+        {
+            let (here, there) = (format!("10.0.0.1:{local}"), format!("10.0.0.2:{remote}"));
+            let one = seen(State::Established, 5, &here, &there);
+            let is_asked_for = look::ports(&sockets).any(|(wanted_local, wanted_remote)| {
+                [0, local].contains(&wanted_local) && [0, remote].contains(&wanted_remote)
+            });
+            let is_wanted = sockets.socket(&one.socket) == Verdict::Yes;
+            assert!(is_asked_for || !is_wanted, "{sockets:?}: {here} {there}");
+        }
+    }
 }

@@ -162,15 +162,17 @@ pub(super) struct SocketId {
 }
 
 impl SocketId {
-    /// All of them.
-    pub(super) const ANY: Self = Self {
-        local_port: U16Be::ZERO,
-        remote_port: U16Be::ZERO,
-        local: [0; 16],
-        remote: [0; 16],
-        interface: 0,
-        cookie: [0; 2],
-    };
+    /// All with these ports; 0 is any.
+    pub(super) fn of_ports(local: u16, remote: u16) -> Self {
+        Self {
+            local_port: local.into(),
+            remote_port: remote.into(),
+            local: [0; 16],
+            remote: [0; 16],
+            interface: 0,
+            cookie: [0; 2],
+        }
+    }
 }
 
 /// `struct inet_diag_msg`, without the attributes that follow it.

@@ -214,6 +214,7 @@ fn find(states: &[State], cookie: u64) -> Option<Entry> {
     let query = Query {
         states: states.iter().fold(0, |mask, state| mask | state.bit()),
         tcp_info: true,
+        ..Query::ALL
     };
     let mut found = None;
     let complete = Diag::open().unwrap().dump(query, |entry| {
@@ -307,6 +308,41 @@ fn a_connection_is_shown_in_each_of_its_states() {
         wait_for("the client is closed", || {
             find(&State::ALL, client_cookie).is_none().then_some(())
         });
+    }
+}
+
+/// By ports; a listener has no remote one.
+#[test]
+fn the_kernel_leaves_out_other_ports() {
+    let [listener, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let ours = [
+        cookie(&listener),
+        cookie(&server),
+        cookie(&client),
+        cookie(&other),
+    ];
+    for (local_port, remote_port, expected) in [
+        (0, 0, [true, true, true, true]),
+        (port, 0, [true, true, false, false]),
+        (0, port, [false, false, true, false]),
+        (port, port, [false; 4]),
+    ] {
+        let query = Query {
+            local_port,
+            remote_port,
+            ..Query::ALL
+        };
+        let mut found = [false; 4];
+        let each = |entry: &Entry| {
+            if let Some(at) = ours.iter().position(|one| *one == entry.cookie) {
+                found[at] = true;
+            }
+        };
+        let _ = Diag::open().unwrap().dump(query, each).unwrap();
+        assert_eq!(found, expected, "{local_port} {remote_port}");
     }
 }
 
