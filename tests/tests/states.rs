@@ -4,14 +4,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env,
     ffi::OsStr,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     process::{self, Command},
+    thread,
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    pty::{Winsize, openpty},
+    sys::signal::Signal,
+};
 use serde_json::{Value, json};
 use tests::{Fixture, Lab, Line, Lines, Peers, Run, Tcptrace, wait_until};
 
@@ -740,6 +745,60 @@ fn watched_in_a_pipe() {
         (&report[..], "", &report[..])
     );
     assert!(!run.stderr.contains("tracing"), "{}", run.stderr);
+}
+
+/// On a terminal the page is redrawn. What has no room is counted in the last line, and the last page is whole.
+#[test]
+fn watched_on_a_terminal() {
+    let Some(lab) = Lab::new() else { return };
+    let mut all: Vec<Peers> = (0..4).map(|_| Peers::new(&lab)).collect();
+    for peers in &mut all {
+        peers.connect();
+    }
+    let size = Winsize {
+        ws_row: 8,
+        // The first line takes two rows.
+        ws_col: 56,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = openpty(&size, None).expect("a terminal");
+    let mut master = fs::File::from(pty.master);
+    let reader = thread::spawn(move || {
+        let mut all = Vec::new();
+        let mut some = [0; 4096];
+        // When the other end is closed, EIO.
+        while let Ok(count @ 1..) = master.read(&mut some) {
+            all.extend_from_slice(&some[..count]);
+        }
+        String::from_utf8(all).expect("UTF-8")
+    });
+    let inode = lab.netns.inode().to_string();
+    let watch = ["--watch", "300ms", "--duration", "1s"];
+    let arguments = [&["states", "--by", "port", "--netns", &inode], &watch[..]].concat();
+    let run = Tcptrace::run_to(&arguments, pty.slave);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let text = reader.join().expect("no panic").replace('\r', "");
+    let mut pages: Vec<&str> = text.split("\x1b[J").collect();
+    let last = pages.pop().expect("a page");
+    assert!(pages.len() >= 2, "{text:?}");
+    let sum = |page: &str| -> u64 {
+        let counts = page
+            .lines()
+            .filter_map(|line| line.get(..9)?.trim().parse::<u64>().ok());
+        counts.sum()
+    };
+    for page in pages {
+        // Back to the first of as many rows as there are.
+        let (page, back) = page.split_once("\x1b[").expect("it is drawn over");
+        assert_eq!(back, format!("{}F", page.lines().count()), "{text:?}");
+        assert!(page.lines().count() < 8, "{text:?}");
+        assert!(page.contains("  ... 5 more ports  "), "{text:?}");
+        assert_eq!(sum(page), 4 * 3, "{page}");
+    }
+    assert!(!last.contains("more ports"), "{text:?}");
+    assert_eq!(sum(last), 4 * 3, "{last}");
+    assert_eq!(last.lines().count(), 2 + 8, "{last}");
 }
 
 #[test]
