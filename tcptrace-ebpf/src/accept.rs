@@ -1,16 +1,16 @@
 //! Who accepted a connection. Its socket tells only who ran in softirq when the handshake was done.
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     helpers::bpf_get_current_task_btf,
     macros::{fexit, tracepoint},
     programs::{FExitContext, TracePointContext},
 };
-use tcptrace_ebpf::{Field, Header, Kind};
+use tcptrace_ebpf::{Field, Header, Kind, Via};
 
 use crate::{
     kernel::{Probe, Read, Tuple, write_header},
-    output, select,
+    output, select, stack,
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -19,7 +19,7 @@ const IPPROTO_TCP: u16 = 6;
 #[fexit(function = "inet_csk_accept")]
 pub(crate) fn inet_csk_accept_4(ctx: FExitContext) -> i32 {
     // SAFETY: the return value comes after the arguments; it is a socket or null.
-    unsafe { accepted(ctx.arg(4)) };
+    unsafe { accepted(&ctx, ctx.arg(4)) };
     0
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn inet_csk_accept_4(ctx: FExitContext) -> i32 {
 #[fexit(function = "inet_csk_accept")]
 pub(crate) fn inet_csk_accept_2(ctx: FExitContext) -> i32 {
     // SAFETY: the return value comes after the arguments; it is a socket or null.
-    unsafe { accepted(ctx.arg(2)) };
+    unsafe { accepted(&ctx, ctx.arg(2)) };
     0
 }
 
@@ -61,13 +61,13 @@ fn returned(ctx: &TracePointContext) {
         let fds: *const u8 = Probe::field(table, Field::TableFds);
         let file: *const u8 = Probe::read(fds.add(fd as usize * size_of::<usize>()));
         let socket: *const u8 = Probe::field(file, Field::FilePrivate);
-        accepted(Probe::field(socket, Field::SocketSock));
+        accepted(ctx, Probe::field(socket, Field::SocketSock));
     }
 }
 
 /// Writes that the current process got the socket at `sk`.
 #[inline(always)]
-unsafe fn accepted(sk: *const u8) {
+unsafe fn accepted<C: EbpfContext>(ctx: &C, sk: *const u8) {
     if sk.is_null() {
         return;
     }
@@ -90,5 +90,6 @@ unsafe fn accepted(sk: *const u8) {
         let number: u64 = Probe::field(inode, Field::InodeNumber);
         (*record).inode = number as u32;
         room.submit();
+        stack::write(ctx, Via::Accept, cookie, &tuple);
     }
 }

@@ -26,8 +26,8 @@ pub struct Config {
     pub tree_root: u32,
     /// Inode number of that pid namespace.
     pub tree_pid_ns: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Not 0: a [`Stack`](crate::Stack) is written of every `connect()` and `accept()`.
+    pub stacks: u32,
     /// `TCP_TIMEWAIT_LEN` (60 s) in jiffies.
     pub time_wait_jiffies: u64,
     /// Address of `tw_timer_handler`, 0 when not known.
@@ -49,7 +49,7 @@ impl Config {
         any_port: 0,
         tree_root: 0,
         tree_pid_ns: 0,
-        reserved: 0,
+        stacks: 0,
         time_wait_jiffies: 0,
         tw_timer_handler: 0,
         callers: [TextRange { start: 0, end: 0 }; Caller::COUNT],

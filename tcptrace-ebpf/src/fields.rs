@@ -44,6 +44,11 @@ const ENTRY: Loss = Loss {
     fix: "it needs a kernel of 6.14 or later, which keeps it",
 };
 
+const STACKS: Loss = Loss {
+    what: "where in its code a program connects or accepts (--stacks)",
+    fix: "it needs a kernel for x86-64",
+};
+
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident = $path:literal $(, without: $without:expr)?;)*) => {
         /// A field of a kernel struct; its number is its place in [`FIELDS`].
@@ -102,6 +107,11 @@ fields! {
     UpidNumber = "upid.nr", without: ANCESTRY;
     UpidNamespace = "upid.ns", without: ANCESTRY;
     PidNsInode = "pid_namespace.ns.inum", without: ANCESTRY;
+    TaskMemory = "task_struct.mm";
+    MemoryStartStack = "mm_struct.start_stack", without: STACKS;
+    RegsInstruction = "pt_regs.ip", without: STACKS;
+    RegsStack = "pt_regs.sp", without: STACKS;
+    RegsFrame = "pt_regs.bp", without: STACKS;
     TaskFiles = "task_struct.files";
     FilesTable = "files_struct.fdt";
     TableFds = "fdtable.fd";

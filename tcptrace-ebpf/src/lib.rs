@@ -11,5 +11,5 @@ mod state;
 
 pub use config::{Caller, Config, Counter, TextRange};
 pub use fields::{FIELD_COUNT, FIELDS, Field, FieldSpec, Loss, MISSING};
-pub use record::{Flags, Header, Kind, TimeWait, Transition};
+pub use record::{CHAIN, COPY, Flags, Header, Kind, Stack, TimeWait, Transition, Via};
 pub use state::State;

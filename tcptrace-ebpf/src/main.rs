@@ -11,6 +11,8 @@ mod output;
 #[cfg(target_arch = "bpf")]
 mod select;
 #[cfg(target_arch = "bpf")]
+mod stack;
+#[cfg(target_arch = "bpf")]
 mod timewait;
 #[cfg(target_arch = "bpf")]
 mod timewait_functions;

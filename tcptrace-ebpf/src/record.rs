@@ -15,6 +15,18 @@ pub enum Kind {
     TimeWaitArmed = 3,
     /// A timewait socket's timer was taken away, or the socket itself: [`TimeWait`].
     TimeWaitDone = 4,
+    /// Where in its code the process in the header connects or accepts: [`Stack`].
+    Stack = 5,
+}
+
+/// What a process calls that a [`Stack`] is taken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Via {
+    /// `connect()`, or a call that connects as well (`sendto()` with TCP Fast Open).
+    Connect = 1,
+    /// `accept()`.
+    Accept = 2,
 }
 
 /// Bits of [`Header::flags`].
@@ -131,6 +143,46 @@ pub struct TimeWait {
     pub reserved: [u8; 2],
 }
 
+/// How many addresses are kept of those that the kernel finds by frame pointers; it looks for 127 at most,
+/// unless told otherwise (`kernel.perf_event_max_stack`).
+pub const CHAIN: usize = 128;
+/// How many bytes are copied from the top of a user stack, at most; as many as `perf record
+/// --call-graph dwarf` takes.
+pub const COPY: usize = 8192;
+
+/// What it takes to walk a user stack: x86-64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(FromBytes, IntoBytes, Immutable, KnownLayout)
+)]
+#[repr(C)]
+pub struct Stack {
+    /// The common part; `kind` is [`Kind::Stack`].
+    pub header: Header,
+    /// `ip`: behind the instruction that entered the kernel.
+    pub instruction: u64,
+    /// `sp`: where the stack's top is, and the copy begins.
+    pub stack: u64,
+    /// `bp`: the frame pointer, in code that has one.
+    pub frame: u64,
+    /// `mm->start_stack`, which a program gets with `execve()`: the same as in `/proc/PID/stat`, as long as
+    /// the process runs the same program.
+    pub start_stack: u64,
+    /// A [`Via`].
+    pub via: u32,
+    /// How many addresses [`chain`](Self::chain) holds.
+    pub chained: u32,
+    /// How many bytes [`copy`](Self::copy) holds.
+    pub copied: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// What the kernel found by frame pointers, the innermost first: `instruction`, then return addresses.
+    pub chain: [u64; CHAIN],
+    /// The top of the stack. It ends where a page is not there, if not before.
+    pub copy: [u8; COPY],
+}
+
 impl Header {
     /// Every byte zero.
     pub const ZERO: Self = Self {
@@ -157,4 +209,5 @@ const _: () = {
     assert!(size_of::<Header>() == 104);
     assert!(size_of::<Transition>() == 112);
     assert!(size_of::<TimeWait>() == 128);
+    assert!(size_of::<Stack>() == 152 + CHAIN * 8 + COPY);
 };

@@ -4,11 +4,11 @@ use aya_ebpf::{
     helpers::bpf_get_socket_cookie, macros::btf_tracepoint, programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
-use tcptrace_ebpf::{Counter, Field, Flags, Kind, State, Transition};
+use tcptrace_ebpf::{Counter, Field, Flags, Kind, State, Transition, Via};
 
 use crate::{
     kernel::{Probe, Read, Tuple, Typed, has, write_header},
-    output, select,
+    output, select, stack,
 };
 
 const IPPROTO_TCP: u16 = 6;
@@ -105,5 +105,9 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
         (*record).shutdown = Typed::field(sk, Field::SkShutdown);
         (*record).reserved = 0;
         room.submit();
+        // In softirq, and in a lock owner's backlog, nobody connects.
+        if old == State::Close as u8 && new == State::SynSent as u8 && owned != 0 {
+            stack::write(ctx, Via::Connect, cookie, &tuple);
+        }
     }
 }

@@ -79,6 +79,7 @@ Examples:
   tcptrace leaks --once --exit-code -o json > leaks.json || page-somebody
   tcptrace leaks -- ./integration-tests         what do they leave open?
   tcptrace leaks --exit-code -- ./integration-tests      ... for a CI job
+  tcptrace leaks --stacks             ... opened by which function, at which line?
   tcptrace leaks --state FIN_WAIT2    other states in which sockets pile up
 
 A socket is leaked when its peer has closed, its own process has not, and nothing is sent any more. Why
@@ -162,6 +163,10 @@ pub struct Leaks {
     /// How often to look, at most [default: 5s; 1s for a program that is run]
     #[arg(long, value_name = "TIME", value_parser = parse_interval, conflicts_with = "from")]
     pub(crate) interval: Option<Duration>,
+    /// Also from where in its code the process opened the sockets: the stack at connect() and accept(), with
+    /// files and lines where there is debug information
+    #[arg(long)]
+    pub(crate) stacks: bool,
     /// With every report, also how long sockets stay in the state, by process
     #[arg(long)]
     pub(crate) dwell: bool,
@@ -241,6 +246,9 @@ pub struct Record {
     /// How often to look who holds sockets in CLOSE_WAIT, at most
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = "1m")]
     pub(crate) interval: Duration,
+    /// Also from where in their code processes connect and accept, for `leaks --stacks --from`
+    #[arg(long)]
+    pub(crate) stacks: bool,
     #[command(flatten)]
     pub(crate) live: LiveOptions,
     #[command(flatten)]

@@ -26,6 +26,10 @@ pub enum Event {
     Transition(Transition),
     /// A process got a connection from `accept()`.
     Accept(Accept),
+    /// Where in its code a process connected or accepted, just before: its stack.
+    Called(Called),
+    /// What a stack is. It can come after what refers to it, and again, when more has become known.
+    Stack(Box<Stack>),
     /// A timewait socket was made, or its timer started (again).
     TimeWaitArmed(TimeWait),
     /// A timewait socket's timer was taken away, or the socket itself.
@@ -91,6 +95,7 @@ impl Event {
             Self::Start(start) => start.time,
             Self::Transition(transition) => transition.time,
             Self::Accept(accept) => accept.time,
+            Self::Called(called) => called.time,
             Self::TimeWaitArmed(record) | Self::TimeWaitDone(record) => record.time,
             Self::Look(look) => look.time,
             Self::Socket(row) => row.time,
@@ -100,7 +105,9 @@ impl Event {
             | Self::Overflow { time, .. }
             | Self::Clock { time, .. }
             | Self::Tick { time } => *time,
-            Self::Holder(_) | Self::Process(_) | Self::Cgroup { .. } => return None,
+            Self::Holder(_) | Self::Process(_) | Self::Cgroup { .. } | Self::Stack(_) => {
+                return None;
+            }
         })
     }
 }
@@ -135,6 +142,9 @@ pub struct Start {
     /// as the initial one does.
     #[serde(default, skip_serializing_if = "is_false")]
     pub private_pids: bool,
+    /// Stacks were asked for.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stacks: bool,
     /// How TIME_WAIT was followed.
     pub time_wait: Probes,
     /// How `accept()` was followed.
@@ -405,6 +415,107 @@ pub struct Accept {
     pub inode: u32,
     /// Who called.
     pub task: Task,
+}
+
+/// A process connected or accepted, and it is known where in its code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Called {
+    /// When.
+    pub time: u64,
+    /// Which socket.
+    #[serde(with = "cookie")]
+    pub cookie: u64,
+    /// [`Stack::id`].
+    pub stack: u32,
+}
+
+/// A stack of a process that connected or accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stack {
+    /// Its number in this source, from 1.
+    pub id: u32,
+    /// Which call it is of.
+    pub via: Via,
+    /// The process.
+    pub pid: u32,
+    /// Its frames, the innermost first.
+    pub frames: Vec<Frame>,
+    /// How many of the outermost were found by frame pointers, inlined functions not counted. Such can leave
+    /// frames of code without frame pointers out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub by_frame_pointer: u32,
+    /// Why there are no more.
+    pub end: StackEnd,
+}
+
+/// A call by which a process gets a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// `connect()`, or another that connects as well.
+    Connect,
+    /// `accept()`.
+    Accept,
+}
+
+/// Why a stack has no more frames than it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StackEnd {
+    /// There are no more: the last is where the program or thread begins.
+    Outermost,
+    /// The frame pointer is zero: the outermost frame, or code without frame pointers.
+    ZeroFramePointer,
+    /// The chain of frame pointers ends here, at the outermost frame or at code without them.
+    ChainEnd,
+    /// What should be a return address leads to no code.
+    NoCode,
+    /// It is deeper than the part that was copied, and there is no chain of frame pointers to go on by.
+    BeyondCopy,
+    /// It is deeper than is followed.
+    TooDeep,
+    /// No code of a program called: io_uring's worker, or the like.
+    NoUser,
+    /// The program is for 32 bits, which is not supported.
+    Bits32,
+    /// The process had ended, or become another program, before its files could be opened.
+    Gone,
+    /// The process may not be looked at.
+    NotPermitted,
+    /// The recorder was in a pid namespace of its own, and cannot tell which process it is.
+    PrivatePids,
+    /// There were too many different stacks.
+    TooMany,
+}
+
+/// A function that is being called.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Frame {
+    /// Its name, made [printable](Printable); `None` if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<Box<str>>,
+    /// Its source file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<Box<str>>,
+    /// The line of the call in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    /// The file with its code, by the path under which the process has it; `None` for code made at run time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<Box<str>>,
+    /// Where its code is, as that file counts addresses; of code made at run time, the address in the
+    /// process. Of a caller, the last byte of the call.
+    pub address: u64,
+    /// It is part of the function in the next frame: inlined.
+    #[serde(skip_serializing_if = "is_false")]
+    pub inlined: bool,
+    /// Its code is in the program itself, and in no library.
+    #[serde(skip_serializing_if = "is_false")]
+    pub main: bool,
+    /// Its code was made at run time.
+    #[serde(skip_serializing_if = "is_false")]
+    pub made: bool,
 }
 
 /// A timewait socket began, started again, or ended.

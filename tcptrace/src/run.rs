@@ -203,6 +203,9 @@ fn record(args: Record) -> Result<()> {
     };
     let name = args.file.display().to_string();
     let mut options = options(&args.live, &selection);
+    if args.stacks {
+        options.tracing.take_stacks();
+    }
     options.piles = Some(Piles {
         states: [State::CloseWait].into_iter().collect(),
         every: args.interval,

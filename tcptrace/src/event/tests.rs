@@ -310,6 +310,7 @@ fn every_event() -> Vec<Event> {
             netns: 4_026_531_840,
             transitions: false,
             private_pids: true,
+            stacks: false,
             time_wait: Probes::Functions,
             accept: Probes::None,
             sockets: Sockets {

@@ -43,6 +43,7 @@ fn change() -> Change<'static> {
         after: Some(70_005_000),
         error: 0,
         owner: Some(owner(b"python3")),
+        site: crate::tracker::Site::BEFORE,
         container: None,
         by_exit: false,
         late: false,

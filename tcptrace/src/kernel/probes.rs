@@ -41,6 +41,17 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Has a stack recorded of every `connect()` and `accept()`.
+    pub const fn take_stacks(&mut self) {
+        self.config.stacks = 1;
+    }
+
+    /// Whether stacks are recorded.
+    #[must_use]
+    pub const fn has_stacks(&self) -> bool {
+        self.config.stacks != 0
+    }
+
     /// Has records say whether who ran descends from this process
     /// ([`Task::tree`](crate::event::Task::tree)).
     ///
@@ -72,6 +83,14 @@ const ANCESTRY: [Field; 7] = [
     Field::UpidNumber,
     Field::UpidNamespace,
     Field::PidNsInode,
+];
+
+/// What the probes read to record a stack.
+const STACKS: [Field; 4] = [
+    Field::MemoryStartStack,
+    Field::RegsInstruction,
+    Field::RegsStack,
+    Field::RegsFrame,
 ];
 
 /// The probes while they are attached. Dropping it takes them away.
@@ -107,6 +126,11 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
     {
         return Err(explain::no_ancestry(field));
     }
+    if settings.has_stacks()
+        && let Some(field) = types.lacks(&STACKS)
+    {
+        return Err(explain::no_stack_field(field));
+    }
     let mut degraded = explain::fields(&types.missing);
     let mut object = Object::open(types, settings).map_err(no_transitions)?;
     let mut time_wait = Kind::None;
@@ -125,7 +149,13 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
         return Err(explain::not_as_asked("accept()", &accept, &system));
     }
     degraded.extend(explain::accept(&accept, &system));
-    object.attach_transitions().map_err(no_transitions)?;
+    object.attach_transitions().map_err(|refused| {
+        if settings.has_stacks() && refused.is_unknown_helper() {
+            explain::no_stacks(&system)
+        } else {
+            no_transitions(refused)
+        }
+    })?;
     Ok(Probes {
         object,
         time_wait,

@@ -8,9 +8,10 @@ use super::{
     Options, Watch,
     dwell::{Dwell, Quantiles, Times},
     report::{Holding, Leak, Leaked, Report},
+    stacks::{Stacks, Without},
 };
 use crate::{
-    event::End,
+    event::{self, End},
     json::{self, Lines, Name, SocketFields, Time, seconds},
     output::Output,
     tracker::{Fact, Tracker},
@@ -19,6 +20,8 @@ use crate::{
 
 /// How many sockets of a leak, and how many of its remotes and ports, are listed.
 const LISTED: usize = 10;
+/// How many stacks of a leak, the most common.
+const STACKS: usize = 50;
 
 /// A line for each leak.
 pub struct Json {
@@ -48,7 +51,8 @@ impl Json {
         let report = &self.watch.report;
         let time = self.lines.time(report.time);
         for leak in &report.leaks {
-            let line = LeakLine::new(leak, report.time, &self.lines);
+            let stacks = leak.stacks.as_ref().filter(|_| self.watch.options.stacks);
+            let line = LeakLine::new(leak, stacks, report.time, &self.lines);
             json::line(&mut self.out.buffer, &line);
         }
         let line = ReportLine::new(report, time, &self.watch, tracker);
@@ -124,6 +128,67 @@ struct LeakLine<'a> {
     local_ports: Vec<PortFields>,
     samples: Vec<SampleFields>,
     clear: Vec<ClearFields<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stacks: Option<Vec<StackFields<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    without_stack: Option<WithoutStack<'a>>,
+}
+
+#[derive(Serialize)]
+struct StackFields<'a> {
+    sockets: usize,
+    via: event::Via,
+    complete: bool,
+    end: event::StackEnd,
+    by_frame_pointer: u32,
+    frames: Vec<FrameFields<'a>>,
+}
+
+#[derive(Serialize)]
+struct FrameFields<'a> {
+    function: Option<&'a str>,
+    file: Option<&'a str>,
+    line: Option<u32>,
+    module: Option<&'a str>,
+    address: String,
+    inlined: bool,
+    main: bool,
+}
+
+/// An object of counts by reason.
+struct WithoutStack<'a>(&'a [(Without, usize)]);
+
+impl Serialize for WithoutStack<'_> {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(self.0.iter().map(|(why, count)| (why.name(), count)))
+    }
+}
+
+impl<'a> StackFields<'a> {
+    fn new(sockets: usize, stack: &'a event::Stack) -> Self {
+        Self {
+            sockets,
+            via: stack.via,
+            complete: stack.end == event::StackEnd::Outermost,
+            end: stack.end,
+            by_frame_pointer: stack.by_frame_pointer,
+            frames: stack.frames.iter().map(FrameFields::new).collect(),
+        }
+    }
+}
+
+impl<'a> FrameFields<'a> {
+    fn new(frame: &'a event::Frame) -> Self {
+        Self {
+            function: frame.function.as_deref(),
+            file: frame.file.as_deref(),
+            line: frame.line,
+            module: frame.module.as_deref(),
+            address: format!("{:#x}", frame.address),
+            inlined: frame.inlined,
+            main: frame.main,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -194,7 +259,7 @@ impl Serialize for Causes {
 }
 
 impl<'a> LeakLine<'a> {
-    fn new(leak: &'a Leak, time: u64, lines: &Lines) -> Self {
+    fn new(leak: &'a Leak, stacks: Option<&'a Stacks>, time: u64, lines: &Lines) -> Self {
         let first = leak.holders.first();
         let process = first.and_then(|holding| holding.process.as_ref());
         let oldest = leak.oldest();
@@ -254,6 +319,13 @@ impl<'a> LeakLine<'a> {
                     others: clear.others,
                 })
                 .collect(),
+            stacks: stacks.map(|stacks| {
+                let found = stacks.found.iter().take(STACKS);
+                found
+                    .map(|(sockets, stack)| StackFields::new(*sockets, stack))
+                    .collect()
+            }),
+            without_stack: stacks.map(|stacks| WithoutStack(&stacks.without)),
         }
     }
 }

@@ -11,6 +11,7 @@ mod growth;
 mod json;
 mod report;
 mod sights;
+mod stacks;
 mod text;
 
 use crate::{
@@ -22,6 +23,7 @@ pub use cause::Cause;
 pub use json::Json;
 pub use report::{Age, Clear, Holding, Leak, Leaked, Remote, Report};
 pub use sights::Criteria;
+pub use stacks::{Stacks, Without, own};
 pub use text::Text;
 
 use dwell::{Dwell, Finished};
@@ -36,6 +38,8 @@ pub struct Options {
     pub once: bool,
     /// Sockets that were left open until their processes ended are reported as well.
     pub until_exit: bool,
+    /// Also from where in their programs the sockets were opened.
+    pub stacks: bool,
     /// Also how long sockets stay in the states, while it runs.
     pub dwell: bool,
 }
@@ -90,6 +94,7 @@ impl Watch {
                     self.sights.add(fact);
                 }
             }
+            Fact::Stack(_) if self.options.stacks => self.sights.add(fact),
             _ if !self.looking => {}
             Fact::LookEnd(time) => self.due = Some(time),
             fact => self.sights.add(fact),

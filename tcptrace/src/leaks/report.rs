@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use tcptrace_ebpf::State;
 
-use super::cause::Cause;
+use super::{cause::Cause, stacks::Stacks};
 use crate::{
     event::{Comm, Process, Socket},
-    tracker::Via,
+    tracker::{Site, Via},
 };
 
 /// Who leaks what, at one time.
@@ -29,7 +29,9 @@ impl Report {
         let gist = |leak: &Leak| {
             let first = leak.holders.first().map(|holding| holding.pid);
             let grows = leak.per_minute.is_some();
-            (leak.state, first, leak.sockets.len(), leak.causes(), grows)
+            let stacks = leak.stacks.as_ref().map(|stacks| stacks.found.len());
+            let gist = (leak.state, first, leak.sockets.len(), leak.causes());
+            (gist, grows, stacks)
         };
         let gists = [self, before].map(|report| report.leaks.iter().map(gist));
         let [now, then] = gists;
@@ -73,6 +75,8 @@ pub struct Leak {
     pub per_minute: Option<f64>,
     /// What would clear them. Never run.
     pub clear: Vec<Clear>,
+    /// From where they were opened; `None` if that is not recorded.
+    pub stacks: Option<Stacks>,
 }
 
 impl Holding {
@@ -108,6 +112,8 @@ pub struct Leaked {
     pub age: Option<Age>,
     /// Nanoseconds since anything was sent or acknowledged, if known.
     pub idle: Option<u64>,
+    /// From where it was opened.
+    pub site: Site,
     /// Why nobody closes it.
     pub cause: Cause,
     /// Bytes received and not read; the peer's FIN counts as one.

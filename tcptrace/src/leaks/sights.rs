@@ -9,6 +9,7 @@ use super::{
     clear, dwell,
     growth::Growth,
     report::{Age, Holding, Leak, Leaked, Report},
+    stacks,
 };
 use crate::{
     event::{Detail, Holder, Process, Row, Socket, States},
@@ -82,6 +83,7 @@ pub(super) struct Sights {
     known: HashMap<ProcessId, Holder>,
     processes: HashMap<ProcessId, Process>,
     growth: BTreeMap<(State, Who), Growth>,
+    stacks: stacks::Known,
     /// Sockets that were left open until their processes ended.
     left: Vec<(State, Owner, Leaked)>,
 }
@@ -96,6 +98,7 @@ impl Sights {
             known: HashMap::new(),
             processes: HashMap::new(),
             growth: BTreeMap::new(),
+            stacks: stacks::Known::default(),
             left: Vec::new(),
         }
     }
@@ -112,6 +115,7 @@ impl Sights {
                 let id = (process.pid, process.start);
                 self.processes.insert(id, process.clone());
             }
+            Fact::Stack(stack) => self.stacks.add(stack),
             Fact::Change(_) | Fact::TimeWaitEnd(_) | Fact::Lost(_) | Fact::LookEnd(_) => {}
         }
     }
@@ -199,6 +203,7 @@ impl Sights {
                 at_least: false,
             }),
             idle: None,
+            site: change.site,
             cause,
             recv_queue: detail.recv_queue,
             send_queue: detail.send_queue,
@@ -247,6 +252,7 @@ impl Sights {
                 sockets: found.iter().filter_map(leaked).collect(),
                 per_minute,
                 clear: Vec::new(),
+                stacks: None,
             });
         }
         report.leaks.extend(self.leaks_until_exit());
@@ -255,6 +261,11 @@ impl Sights {
                 let age = socket.age.map(|age| age.ns).or(socket.idle);
                 (std::cmp::Reverse(age), socket.socket.cookie)
             });
+        }
+        if tracker.has_stacks() {
+            for leak in &mut report.leaks {
+                leak.stacks = Some(self.stacks.of(&leak.sockets));
+            }
         }
         report.leaks.sort_by_key(|leak| {
             let oldest = leak.oldest().map(|age| age.ns);
@@ -287,6 +298,7 @@ impl Sights {
                 sockets,
                 per_minute: None,
                 clear: Vec::new(),
+                stacks: None,
             })
     }
 
@@ -474,6 +486,7 @@ fn leaked(found: &Found<'_>) -> Option<Leaked> {
         },
         age: found.age,
         idle: found.idle,
+        site: found.standing.site,
         cause,
         recv_queue: found.detail.recv_queue,
         send_queue: found.detail.send_queue,

@@ -13,9 +13,10 @@ use super::{
     Cause, Options, Watch,
     dwell::Times,
     report::{Age, Holding, Leak, Leaked, Report},
+    stacks::{self, Stacks, Without},
 };
 use crate::{
-    event::{End, Printable, Process},
+    event::{End, Frame, Printable, Process, Stack},
     human::{Count, Duration, plural},
     json::{Time, seconds},
     output::Output,
@@ -27,6 +28,8 @@ use crate::{
 const LEAKS: usize = 10;
 /// How many sockets, remotes, and ports of each.
 const LISTED: usize = 5;
+/// How many frames of a stack.
+const FRAMES: usize = 16;
 
 /// Shows the last report.
 pub struct Text {
@@ -72,6 +75,7 @@ impl Text {
             report: &self.watch.report,
             options: self.watch.options,
             traced: tracker.is_traced(),
+            stacks: tracker.has_stacks(),
             lost: self.watch.lost,
             boot_to_utc_ns: self.boot_to_utc_ns,
         };
@@ -131,6 +135,7 @@ struct Page<'a> {
     report: &'a Report,
     options: Options,
     traced: bool,
+    stacks: bool,
     lost: u64,
     boot_to_utc_ns: i64,
 }
@@ -198,6 +203,9 @@ impl Page<'_> {
                 "  {} events lost: what is shown was looked up afterwards, some ages are lower bounds",
                 Count(self.lost)
             )?;
+        }
+        if self.options.stacks && !self.stacks {
+            writeln!(to, "  no stacks: it was recorded without --stacks")?;
         }
         if !self.traced && leaks > 0 {
             writeln!(
@@ -271,6 +279,9 @@ impl Page<'_> {
             )?;
         }
         self.peers(to, leak)?;
+        if let Some(found) = leak.stacks.as_ref().filter(|_| self.options.stacks) {
+            opened(to, found)?;
+        }
         for (index, socket) in leak.sockets.iter().take(LISTED).enumerate() {
             let title = if index == 0 { "sockets" } else { "" };
             writeln!(to, "  {title:8} {}", Sample { socket, leak })?;
@@ -361,6 +372,97 @@ fn listed(
         write!(to, ", ... and {} more", Count((all - shown.len()) as u64))?;
     }
     writeln!(to)
+}
+
+/// From where the sockets were opened.
+fn opened(to: &mut String, stacks: &Stacks) -> Written {
+    let mut title = "opened";
+    for (sockets, stack) in stacks.found.iter().take(LISTED) {
+        write!(
+            to,
+            "  {title:8} {} by {}",
+            Count(*sockets as u64),
+            stacks::call(stack.via)
+        )?;
+        title = "";
+        match stacks::own(stack) {
+            Some(own) => writeln!(to, " in {}", Place(own))?,
+            None => writeln!(to)?,
+        }
+        frames(to, stack)?;
+    }
+    if let Some(more @ 1..) = stacks.found.len().checked_sub(LISTED) {
+        writeln!(
+            to,
+            "           ... and from {} other {}",
+            Count(more as u64),
+            plural(more, "place", "places")
+        )?;
+    }
+    for (why, count) in &stacks.without {
+        let (count, were) = (Count(*count as u64), plural(*count, "was", "were"));
+        write!(to, "  {title:8} ")?;
+        title = "";
+        match why {
+            Without::Before => writeln!(
+                to,
+                "{count} {were} opened before tcptrace began, or unseen: no stack"
+            ),
+            Without::NotAccepted => writeln!(to, "{count} {were} never accepted: no stack"),
+            Without::Untold => writeln!(
+                to,
+                "{count} without a stack: its record was lost, or the call is not followed here"
+            ),
+            Without::Pending => writeln!(to, "{count} of which the names are still looked up"),
+        }?;
+    }
+    Ok(())
+}
+
+fn frames(to: &mut String, stack: &Stack) -> Written {
+    for frame in stack.frames.iter().take(FRAMES) {
+        writeln!(to, "             {}", Place(frame))?;
+    }
+    if let Some(more @ 1..) = stack.frames.len().checked_sub(FRAMES) {
+        writeln!(to, "             ... and {} more", Count(more as u64))?;
+    }
+    let Some(why) = stacks::why_no_more(stack.end) else {
+        return Ok(());
+    };
+    match stack.frames.len() {
+        0 => writeln!(to, "             no frames: {why}"),
+        found => writeln!(
+            to,
+            "             {found} {} found, no more: {why}",
+            plural(found, "frame", "frames")
+        ),
+    }
+}
+
+/// A function and where it is, as far as that is known.
+struct Place<'a>(&'a Frame);
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> Written {
+        let frame = self.0;
+        let module = frame.module.as_deref().unwrap_or("made at run time");
+        let address = frame.address;
+        match (&frame.function, &frame.file) {
+            (Some(function), Some(file)) => {
+                write!(f, "{function} at {file}")?;
+                if let Some(line) = frame.line {
+                    write!(f, ":{line}")?;
+                }
+            }
+            (Some(function), None) if frame.made => write!(f, "{function}")?,
+            (Some(function), None) => write!(f, "{function} ({module} {address:#x})")?,
+            (None, _) => write!(f, "? ({module} {address:#x})")?,
+        }
+        if frame.inlined {
+            f.write_str(" (inlined)")?;
+        }
+        Ok(())
+    }
 }
 
 fn clear(to: &mut String, leak: &Leak) -> Written {

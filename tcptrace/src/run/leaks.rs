@@ -2,7 +2,7 @@
 
 use std::{process::ExitStatus, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tcptrace_ebpf::State;
 
 use super::{options, show, watch};
@@ -25,6 +25,12 @@ const NEVER: Duration = Duration::from_secs(86_400);
 /// Runs it. Returns the exit code.
 pub(super) fn run(args: Leaks) -> Result<u8> {
     let runs = !args.command.is_empty();
+    if args.once && args.stacks {
+        bail!(
+            "--once looks at sockets that are there already, and no stack is kept of how they were opened; \
+             leave --once out, to see from where sockets are opened from now on"
+        );
+    }
     let states: States = args.states.iter().copied().collect();
     // What is left open by a program that runs for seconds is a leak sooner.
     let default = |seconds, when_run| Duration::from_secs(if runs { when_run } else { seconds });
@@ -36,6 +42,7 @@ pub(super) fn run(args: Leaks) -> Result<u8> {
         },
         once: args.once || runs,
         until_exit: runs,
+        stacks: args.stacks,
         dwell: args.dwell,
     };
     let mut selection = args
@@ -58,6 +65,9 @@ pub(super) fn run(args: Leaks) -> Result<u8> {
         Tracing::Required(settings) => Tracing::Preferred(settings),
         tracing => tracing,
     };
+    if args.stacks {
+        options.tracing.take_stacks();
+    }
     options.piles = Some(Piles {
         states,
         every: match args.interval {

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{cgroups::KnownCgroups, looks::Looks};
+use super::{cgroups::KnownCgroups, looks::Looks, stacks::Stacks};
 use crate::{
     event::{self, End, Event, Lost, SCHEMA, Scope, Start, States},
     kernel::{
@@ -63,6 +63,16 @@ pub enum Tracing {
     Off,
 }
 
+impl Tracing {
+    /// Has stacks recorded, or fails if that is not possible. (Only looked, there are none.)
+    pub fn take_stacks(&mut self) {
+        if let Self::Required(settings) | Self::Preferred(settings) = self {
+            settings.take_stacks();
+            *self = Self::Required(settings.clone());
+        }
+    }
+}
+
 /// Sockets to look at again and again: those in states where they pile up.
 #[derive(Clone, Copy, Debug)]
 pub struct Piles {
@@ -97,6 +107,8 @@ pub struct Live {
     boot_to_utc_ns: i64,
     boot_to_monotonic_ns: i64,
     cgroups: KnownCgroups,
+    /// If they were asked for.
+    stacks: Option<Stacks>,
     looks: Looks,
     next_time_wait_look: Instant,
     next_pile_look: Instant,
@@ -152,6 +164,10 @@ impl Live {
         );
         let (cgroups, no_containers) = KnownCgroups::open();
         degraded.extend(no_containers);
+        let stacks = match &options.tracing {
+            Tracing::Required(settings) if settings.has_stacks() => Some(Stacks::new()?),
+            _ => None,
+        };
         let now = Instant::now();
         let looks = Looks::new(
             options.sockets.netns.clone(),
@@ -176,6 +192,7 @@ impl Live {
             boot_to_utc_ns: clock::boot_to_utc_ns(),
             boot_to_monotonic_ns: clock::boot_to_monotonic_ns(),
             cgroups,
+            stacks,
             looks,
             next_time_wait_look: now,
             made: [0; MADE],
@@ -225,6 +242,7 @@ impl Live {
             netns: netns::own_inode().unwrap_or(0),
             transitions: self.probes.is_some(),
             private_pids: procfs::has_private_pids(),
+            stacks: self.stacks.is_some(),
             time_wait: self.time_wait_probes(),
             accept: self
                 .probes
@@ -298,12 +316,18 @@ impl Live {
         let now = clock::boot_ns();
         let drained = self.drain(each);
         self.busy = drained > 0;
+        if let Some(stacks) = &mut self.stacks {
+            stacks.told(each);
+        }
         let check = Instant::now() >= self.next_check;
         if check || self.busy {
             self.check_losses(each);
         }
         if check {
             self.next_check = Instant::now() + CHECK_EVERY;
+            if let Some(stacks) = &mut self.stacks {
+                stacks.look();
+            }
             self.check_clocks(each);
         }
         if self.looks_due > 0 && Instant::now() >= self.next_look {
@@ -359,6 +383,9 @@ impl Live {
     /// When `/proc` cannot be read.
     pub fn finish(&mut self, needs: Needs, each: &mut impl FnMut(&Event)) -> io::Result<()> {
         while self.drain(each) == BATCH {}
+        if let Some(stacks) = &mut self.stacks {
+            stacks.finish(each);
+        }
         if let Some(piles) = self.options.piles {
             self.look(self.pile_scope(piles, needs), each)?;
         }
@@ -380,11 +407,12 @@ impl Live {
         let mut count = 0;
         let mut malformed = 0;
         while count < BATCH
-            && let Some(decoded) = self.next_record()
+            && let Some(decoded) = self.next_record(each)
         {
             count += 1;
             match decoded {
-                Ok(event) => {
+                Ok(None) => {}
+                Ok(Some(event)) => {
                     self.before(&event, each);
                     each(&event);
                 }
@@ -404,9 +432,18 @@ impl Live {
         count
     }
 
-    fn next_record(&mut self) -> Option<Result<Event, event::DecodeError>> {
+    /// The next event; none, if it has been handed on.
+    fn next_record(
+        &mut self,
+        each: &mut impl FnMut(&Event),
+    ) -> Option<Result<Option<Event>, event::DecodeError>> {
         let record = self.probes.as_mut()?.records().next()?;
-        Some(event::decode(&record))
+        if let Some(stacks) = &mut self.stacks
+            && Stacks::is_stack(&record)
+        {
+            return Some(stacks.take(&record, each).map(|()| None));
+        }
+        Some(event::decode(&record).map(Some))
     }
 
     /// What has to be known before an event can be understood.

@@ -5,6 +5,7 @@ mod file;
 mod holders;
 mod live;
 mod looks;
+mod stacks;
 
 pub use file::{Error as FileError, File};
 pub use live::{Live, Options, Piles, Tracing, Wake};

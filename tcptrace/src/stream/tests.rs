@@ -35,6 +35,7 @@ fn change(local: &str, remote: &str) -> Change<'static> {
             via: Via::Accept,
             tree: false,
         }),
+        site: crate::tracker::Site::BEFORE,
         container: None,
         by_exit: false,
         late: false,

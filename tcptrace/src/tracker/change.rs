@@ -2,7 +2,9 @@
 
 use tcptrace_ebpf::State;
 
-use super::{Change, Connection, Ending, Fact, TimeWaitEnd, Tracker, key, owner, time_wait::Entry};
+use super::{
+    Change, Connection, Ending, Fact, Site, TimeWaitEnd, Tracker, key, owner, time_wait::Entry,
+};
 use crate::{
     event::{Probes, Socket, Transition, Tuple},
     select,
@@ -41,6 +43,12 @@ impl Tracker {
         let owner = owner::after(transition, known.and_then(|known| known.owner), || {
             self.listener_owner(&socket)
         });
+        let site = match (old, new) {
+            (State::Close, State::SynSent) | (State::Listen, State::SynRecv) => Site::UNTOLD,
+            // A child whose first change was not told apart.
+            (State::SynRecv, _) if known.is_none() => Site::UNTOLD,
+            _ => known.map_or(Site::BEFORE, |known| known.site),
+        };
         let kept_back = known.is_some_and(|known| known.kept_back);
         let since = known
             .filter(|known| known.state == old)
@@ -66,6 +74,7 @@ impl Tracker {
             after: since.map(|since| time.saturating_sub(since)),
             error: error_of(transition),
             owner,
+            site,
             container: None,
             by_exit: owner::is_exit(transition, owner),
             late: false,
@@ -106,6 +115,7 @@ impl Tracker {
                         state: old,
                         since,
                         owner,
+                        site,
                         cgroup,
                         kept_back: false,
                         seen: self.look.any(),
@@ -145,7 +155,7 @@ impl Tracker {
                 && transition.has_socket
                 && !owner::is_call(transition)
             {
-                self.finished.add(transition, owner, cgroup);
+                self.finished.add(transition, owner, site, cgroup);
             }
         }
         if new == State::Listen {
@@ -159,6 +169,7 @@ impl Tracker {
                     state: new,
                     since: Some(time),
                     owner,
+                    site,
                     cgroup,
                     kept_back: verdict == select::Verdict::Open,
                     seen: self.look.all(),
@@ -221,6 +232,7 @@ impl Tracker {
             && let Some(Entry { time, .. }) = entered
         {
             let since = known
+                .as_ref()
                 .filter(|known| known.state == transition.old)
                 .and_then(|known| known.since);
             self.tell_change(
@@ -232,6 +244,7 @@ impl Tracker {
                     after: since.map(|since| time.saturating_sub(since)),
                     error: 0,
                     owner,
+                    site: known.map_or(Site::BEFORE, |known| known.site),
                     container: None,
                     by_exit: false,
                     late,

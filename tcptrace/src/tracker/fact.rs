@@ -3,7 +3,7 @@
 use tcptrace_ebpf::State;
 
 use super::{Ending, Owner};
-use crate::event::{Holder, Look, Lost, Process, Row, Socket};
+use crate::event::{Holder, Look, Lost, Process, Row, Socket, Stack};
 
 /// Something that is true, and was asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +24,35 @@ pub enum Fact<'a> {
     Process(&'a Process),
     /// The look is over; when.
     LookEnd(u64),
+    /// What the stack of a [`Site`] is.
+    Stack(&'a Stack),
+}
+
+/// Where in its code a process got a connection. There is one of each connection: four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site(u32);
+
+impl Site {
+    /// The connection's beginning was not seen.
+    pub const BEFORE: Self = Self(0);
+    /// It was, but not from where: nobody has accepted the connection, stacks are not recorded, or this one
+    /// was lost.
+    pub const UNTOLD: Self = Self(u32::MAX);
+
+    /// The stack with this number.
+    #[must_use]
+    pub const fn stack(id: u32) -> Self {
+        Self(id)
+    }
+
+    /// The number of the stack, if it is known.
+    #[must_use]
+    pub const fn id(self) -> Option<u32> {
+        match self {
+            Self::BEFORE | Self::UNTOLD => None,
+            Self(id) => Some(id),
+        }
+    }
 }
 
 /// A socket that is still what a look showed.
@@ -35,6 +64,8 @@ pub struct Standing<'a> {
     pub since: Option<u64>,
     /// Whose it was when last heard of.
     pub owner: Option<Owner>,
+    /// From where it was connected or accepted.
+    pub site: Site,
     /// Container the socket was made in.
     pub container: Option<&'a str>,
 }
@@ -56,6 +87,8 @@ pub struct Change<'a> {
     pub error: u32,
     /// Whose socket.
     pub owner: Option<Owner>,
+    /// From where it was connected or accepted.
+    pub site: Site,
     /// Container the socket was made in.
     pub container: Option<&'a str>,
     /// Nobody closed the socket: the end of its owner's process did.

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{MISSES, Owner};
+use super::{MISSES, Owner, Site};
 use crate::event::{Socket, Transition};
 
 /// How many are remembered. Of one that was forgotten the age is not known, nothing else.
@@ -16,6 +16,7 @@ pub(super) struct Ended {
     /// When it ended.
     pub(super) since: u64,
     pub(super) owner: Option<Owner>,
+    pub(super) site: Site,
     pub(super) cgroup: u64,
     /// How many looks in a row did not show it.
     missed: u32,
@@ -30,7 +31,13 @@ pub(super) struct Finished {
 }
 
 impl Finished {
-    pub(super) fn add(&mut self, transition: &Transition, owner: Option<Owner>, cgroup: u64) {
+    pub(super) fn add(
+        &mut self,
+        transition: &Transition,
+        owner: Option<Owner>,
+        site: Site,
+        cgroup: u64,
+    ) {
         while self.order.len() >= MOST {
             let oldest = self.order.pop_front();
             oldest.map(|cookie| self.by_cookie.remove(&cookie));
@@ -39,6 +46,7 @@ impl Finished {
             socket: transition.socket,
             since: transition.time,
             owner,
+            site,
             cgroup,
             missed: 0,
         };

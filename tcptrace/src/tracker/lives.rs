@@ -3,7 +3,7 @@
 use tcptrace_ebpf::State;
 
 use super::{
-    Change, Ending, Fact, TimeWaitEnd, TimeWaitKey, Tracker, key,
+    Change, Ending, Fact, Site, TimeWaitEnd, TimeWaitKey, Tracker, key,
     time_wait::{self, Entry, Life, held_until},
 };
 use crate::{
@@ -22,6 +22,7 @@ impl Life {
             after: None,
             error: 0,
             owner: self.owner,
+            site: Site::BEFORE,
             container: None,
             by_exit: false,
             late: false,

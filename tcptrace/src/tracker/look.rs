@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use tcptrace_ebpf::State;
 
 use super::{
-    Change, Connection, Fact, Life, Owner, TIME_WAIT_SECONDS, TimeWaitKey, Tracker, Via, key,
+    Change, Connection, Fact, Life, Owner, Site, TIME_WAIT_SECONDS, TimeWaitKey, Tracker, Via, key,
     time_wait::{Entry, Shown},
 };
 use crate::{
@@ -133,6 +133,7 @@ impl Tracker {
                     state: row.state,
                     since: None,
                     owner: None,
+                    site: Site::BEFORE,
                     cgroup: row.cgroup,
                     kept_back: false,
                     seen: self.look.all,
@@ -248,6 +249,7 @@ impl Tracker {
                     after: fin_wait2.map(|since| time.saturating_sub(since)),
                     error: 0,
                     owner,
+                    site: Site::BEFORE,
                     container: None,
                     by_exit: false,
                     late: true,
@@ -378,6 +380,7 @@ impl Tracker {
                             .map(|since| connection.last.saturating_sub(since)),
                         error: 0,
                         owner: connection.owner,
+                        site: connection.site,
                         container: None,
                         by_exit: false,
                         late: true,

@@ -28,7 +28,7 @@ use crate::{
 
 use time_wait::{Clocks, Life};
 
-pub use fact::{Change, Fact, Needs, Running, Standing, TimeWaitEnd};
+pub use fact::{Change, Fact, Needs, Running, Site, Standing, TimeWaitEnd};
 pub use look::MISSES;
 pub use owner::{Owner, Via};
 pub use time_wait::{Ending, TIME_WAIT_SECONDS};
@@ -41,6 +41,7 @@ struct Connection {
     /// When it entered the state; `None` when that was not seen.
     since: Option<u64>,
     owner: Option<Owner>,
+    site: Site,
     cgroup: u64,
     /// Its change to SYN_SENT was kept back until its local port shows whether it was asked for.
     kept_back: bool,
@@ -78,6 +79,8 @@ pub struct Tracker {
     time_wait_probes: Probes,
     /// Transitions are traced.
     traced: bool,
+    /// Stacks are recorded.
+    stacks: bool,
     /// Looks number processes otherwise than records do.
     private_pids: bool,
     /// Network namespace of whoever traces.
@@ -119,6 +122,7 @@ impl Tracker {
             },
             time_wait_probes: Probes::None,
             traced: true,
+            stacks: false,
             private_pids: false,
             home: 0,
             connections: HashMap::new(),
@@ -151,6 +155,12 @@ impl Tracker {
                     connection.last = accept.time;
                 }
             }
+            Event::Called(called) => {
+                if let Some(connection) = self.connections.get_mut(&called.cookie) {
+                    connection.site = Site::stack(called.stack);
+                }
+            }
+            Event::Stack(stack) => tell(Fact::Stack(stack)),
             Event::TimeWaitArmed(record) => {
                 self.advance(record.time, tell);
                 self.armed(record, tell);
@@ -230,33 +240,50 @@ impl Tracker {
     pub fn standing(&self, row: &Row) -> Option<Standing<'_>> {
         let connection = self.connections.get(&row.socket.cookie);
         let life = || self.time_waits.get(&key(&row.socket));
-        let (socket, since, owner, cgroup) = match (row.state, connection) {
+        let (socket, since, owner, cgroup, site) = match (row.state, connection) {
             (State::Close, None) => match self.finished.get(row.socket.cookie) {
-                Some(ended) => (ended.socket, Some(ended.since), ended.owner, ended.cgroup),
-                None => (row.socket, None, None, row.cgroup),
+                Some(ended) => (
+                    ended.socket,
+                    Some(ended.since),
+                    ended.owner,
+                    ended.cgroup,
+                    ended.site,
+                ),
+                None => (row.socket, None, None, row.cgroup, Site::BEFORE),
             },
             // A connection request: it leaves its cookie to the socket it becomes.
-            (State::SynRecv, None) => (row.socket, None, self.listener_owner(&row.socket), 0),
+            (State::SynRecv, None) => {
+                let owner = self.listener_owner(&row.socket);
+                (row.socket, None, owner, 0, Site::UNTOLD)
+            }
             (_, None) => {
                 let life = life().filter(|life| life.state() == row.state)?;
                 let since = match life.entered {
                     Some(entry) => Some(entry.time),
                     None => life.fin_wait2,
                 };
-                (life.socket, since, life.owner, life.cgroup)
+                (life.socket, since, life.owner, life.cgroup, Site::BEFORE)
             }
             (state, Some(connection)) => {
                 if connection.state != state || connection.closed_from.is_some() {
                     return None;
                 }
-                let Connection { socket, since, .. } = *connection;
-                (socket, since, connection.owner, connection.cgroup)
+                let Connection {
+                    socket,
+                    since,
+                    owner,
+                    cgroup,
+                    site,
+                    ..
+                } = *connection;
+                (socket, since, owner, cgroup, site)
             }
         };
         Some(Standing {
             socket,
             since,
             owner,
+            site,
             container: self.container(cgroup),
         })
     }
@@ -278,6 +305,12 @@ impl Tracker {
     #[must_use]
     pub const fn is_traced(&self) -> bool {
         self.traced
+    }
+
+    /// Stacks are recorded of every call that connects or accepts.
+    #[must_use]
+    pub const fn has_stacks(&self) -> bool {
+        self.stacks
     }
 
     /// Inode number of the network namespace of whoever traces.
@@ -311,6 +344,7 @@ impl Tracker {
         };
         self.time_wait_probes = start.time_wait;
         self.traced = start.transitions;
+        self.stacks = start.stacks;
         self.private_pids = start.private_pids;
         self.home = start.netns;
         if start.sockets != self.selection.sockets {

@@ -222,6 +222,7 @@ impl World {
             netns: NETNS,
             transitions: true,
             private_pids: false,
+            stacks: false,
             time_wait: probes,
             accept: probes,
             sockets,

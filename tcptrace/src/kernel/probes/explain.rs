@@ -175,6 +175,26 @@ pub(super) fn no_ancestry(field: &FieldSpec) -> Reason {
     )
 }
 
+/// Why stacks cannot be recorded: without a field.
+pub(super) fn no_stack_field(field: &FieldSpec) -> Reason {
+    let fix = field.without.map_or(REPORT, |loss| loss.fix);
+    Reason::new(
+        format_args!(
+            "stacks cannot be recorded here: this kernel has no {}",
+            field.path
+        ),
+        format!("leave --stacks out; {fix}"),
+    )
+}
+
+/// Why stacks cannot be recorded: without the helper that shows a task's registers.
+pub(super) fn no_stacks(system: &System) -> Reason {
+    Reason::new(
+        format_args!("kernel {} does not let stacks be recorded", system.release),
+        "leave --stacks out; it needs Linux 5.15 or later",
+    )
+}
+
 /// What is told if somebody asks for one kind of probes, and it is not to be had.
 pub(super) fn not_as_asked(what: &str, followed: &Followed, system: &System) -> Reason {
     let (why, fix) = refusals(followed, system);

@@ -134,6 +134,11 @@ impl Refused {
         Self::Map(Cause::of(error))
     }
 
+    /// Whether a program calls what this kernel does not have.
+    pub(super) fn is_unknown_helper(&self) -> bool {
+        matches!(self, Self::Program { cause, .. } if cause.words.contains("unknown func"))
+    }
+
     /// The error's number, if it was the kernel's.
     pub(super) const fn errno(&self) -> Option<i32> {
         match self {

@@ -1,0 +1,152 @@
+//! From where in their programs leaked sockets were opened.
+
+use std::{collections::HashMap, rc::Rc};
+
+use super::{Cause, report::Leaked};
+use crate::{
+    event::{Frame, Stack, StackEnd, Via},
+    tracker::Site,
+};
+
+/// Stacks that have been told of, by number.
+#[derive(Debug, Default)]
+pub(super) struct Known(HashMap<u32, Rc<Stack>>);
+
+/// The stacks of a leak's sockets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stacks {
+    /// How many sockets were opened there, the most common first.
+    pub found: Vec<(usize, Rc<Stack>)>,
+    /// How many have none, and why, the most common first.
+    pub without: Vec<(Without, usize)>,
+}
+
+/// Why it is not known from where a socket was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Without {
+    /// That was before tcptrace began, or was not seen.
+    Before,
+    /// Nobody has accepted it.
+    NotAccepted,
+    /// The record was lost, or the call is not followed on this kernel.
+    Untold,
+    /// The names are still being looked up.
+    Pending,
+}
+
+impl Without {
+    /// As it is written in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Before => "before",
+            Self::NotAccepted => "not_accepted",
+            Self::Untold => "untold",
+            Self::Pending => "pending",
+        }
+    }
+}
+
+impl Known {
+    pub(super) fn add(&mut self, stack: &Stack) {
+        self.0.insert(stack.id, Rc::new(stack.clone()));
+    }
+
+    /// Of these sockets.
+    pub(super) fn of(&self, sockets: &[Leaked]) -> Stacks {
+        // Two processes can have been at the same place, and a compiler can have written a line out twice.
+        let mut found: HashMap<(Via, Vec<Place<'_>>, StackEnd), (usize, &Rc<Stack>)> =
+            HashMap::new();
+        let mut without = HashMap::new();
+        for socket in sockets {
+            let why = match socket.site.id() {
+                Some(id) => match self.0.get(&id) {
+                    Some(stack) => {
+                        let places = stack.frames.iter().map(place).collect();
+                        let at = (stack.via, places, stack.end);
+                        found.entry(at).or_insert((0, stack)).0 += 1;
+                        continue;
+                    }
+                    None => Without::Pending,
+                },
+                None if socket.cause == Cause::NotAccepted => Without::NotAccepted,
+                None if socket.site == Site::BEFORE => Without::Before,
+                None => Without::Untold,
+            };
+            *without.entry(why).or_insert(0) += 1;
+        }
+        let mut found: Vec<_> = found
+            .into_values()
+            .map(|(sockets, stack)| (sockets, Rc::clone(stack)))
+            .collect();
+        found.sort_by_key(|(sockets, stack)| (std::cmp::Reverse(*sockets), stack.id));
+        let mut without: Vec<_> = without.into_iter().collect();
+        without.sort_by_key(|(why, sockets)| (std::cmp::Reverse(*sockets), *why));
+        Stacks { found, without }
+    }
+}
+
+/// What tells a frame from another, for a person: if the line is known, the address is of no interest.
+type Place<'a> = (
+    Option<&'a str>,
+    Option<&'a str>,
+    Option<&'a str>,
+    Result<u32, u64>,
+);
+
+fn place(frame: &Frame) -> Place<'_> {
+    (
+        frame.function.as_deref(),
+        frame.file.as_deref(),
+        frame.module.as_deref(),
+        frame.line.ok_or(frame.address),
+    )
+}
+
+/// The frame that says most: the innermost of the program's own code, not of a library's. Code made at run
+/// time is made from the program's.
+#[must_use]
+pub fn own(stack: &Stack) -> Option<&Frame> {
+    let made = stack.frames.iter().find(|frame| frame.made);
+    made.or_else(|| stack.frames.iter().find(|frame| frame.main))
+}
+
+/// The call, as a person knows it.
+pub(super) const fn call(via: Via) -> &'static str {
+    match via {
+        Via::Connect => "connect()",
+        Via::Accept => "accept()",
+    }
+}
+
+/// Why there are no more frames, for a person; `None` if there are none.
+pub(super) const fn why_no_more(end: StackEnd) -> Option<&'static str> {
+    Some(match end {
+        StackEnd::Outermost => return None,
+        StackEnd::ZeroFramePointer => {
+            "the frame pointer is 0 there: the outermost frame, or code built without frame pointers and \
+             unwind tables"
+        }
+        StackEnd::ChainEnd => {
+            "the chain of frame pointers ends there: the outermost frame, or code built without them"
+        }
+        StackEnd::NoCode => {
+            "what should be a return address leads to no code: built without frame pointers and unwind \
+             tables"
+        }
+        StackEnd::BeyondCopy => {
+            "deeper than the 8 KiB of stack that are copied, in code built without frame pointers"
+        }
+        StackEnd::TooDeep => "deeper than is followed",
+        StackEnd::NoUser => "no code of a program called (a worker of io_uring, for example)",
+        StackEnd::Bits32 => "a 32-bit program, which is not supported",
+        StackEnd::Gone => {
+            "the process had ended, or run another program, before its files could be opened"
+        }
+        StackEnd::NotPermitted => "the process may not be looked at: CAP_SYS_PTRACE is needed",
+        StackEnd::PrivatePids => {
+            "tcptrace is in a pid namespace of its own and cannot tell which process it is"
+        }
+        StackEnd::TooMany => "there were too many different stacks",
+    })
+}
