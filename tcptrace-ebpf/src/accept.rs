@@ -89,7 +89,8 @@ unsafe fn accepted<C: EbpfContext>(ctx: &C, sk: *const u8) {
         let inode: *const u8 = Probe::field(file, Field::FileInode);
         let number: u64 = Probe::field(inode, Field::InodeNumber);
         (*record).inode = number as u32;
+        let flags = (*record).flags;
         room.submit();
-        stack::write(ctx, Via::Accept, cookie, &tuple);
+        stack::write(ctx, Via::Accept, cookie, flags);
     }
 }

@@ -49,12 +49,6 @@ impl<T> Room<T> {
         MaybeUninit::as_mut_ptr(&mut self.entry)
     }
 
-    /// Gives the room back: there is nothing to tell.
-    #[inline(always)]
-    pub(crate) fn discard(self) {
-        self.entry.discard(u64::from(BPF_RB_NO_WAKEUP));
-    }
-
     /// Hands the record over. Every byte of it must have been written.
     #[inline(always)]
     pub(crate) fn submit(self) {

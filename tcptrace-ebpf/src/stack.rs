@@ -10,13 +10,14 @@ use aya_ebpf::{
     EbpfContext,
     bindings::BPF_F_USER_STACK,
     helpers::{
-        bpf_get_current_task_btf, bpf_get_stack, bpf_task_pt_regs, generated::bpf_probe_read_user,
+        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_get_stack, bpf_ktime_get_boot_ns,
+        bpf_task_pt_regs, generated::bpf_probe_read_user,
     },
 };
 use tcptrace_ebpf::{CHAIN, Field, Flags, Header, Kind, Stack, Via};
 
 use crate::{
-    kernel::{Probe, Read, Tuple, Typed, config, write_header},
+    kernel::{Probe, Read, Typed, config},
     output,
 };
 
@@ -24,13 +25,18 @@ use crate::{
 const PAGE: u64 = 4096;
 
 /// Writes where the current task is in its own code, while it calls what `via` says on the socket with this
-/// cookie. To be called after the record of the call itself, so that the connection is known by then.
+/// cookie. To be called after the record of the call itself, so that the connection is known by then; `flags`
+/// are of that record.
 ///
 /// # Safety
 /// `ctx` must be the context of the running program.
 #[inline(always)]
-pub(crate) unsafe fn write<C: EbpfContext>(ctx: &C, via: Via, cookie: u64, tuple: &Tuple) {
-    if config!(stacks) == 0 {
+pub(crate) unsafe fn write<C: EbpfContext>(ctx: &C, via: Via, cookie: u64, flags: u16) {
+    if config!(stacks) == 0 || flags & Flags::KTHREAD != 0 {
+        return;
+    }
+    // Before there is room reserved: that would be lost to others until it is read.
+    if config!(tree_root) != 0 && flags & Flags::IN_TREE == 0 {
         return;
     }
     let Some(mut room) = output::reserve::<Stack>() else {
@@ -42,14 +48,15 @@ pub(crate) unsafe fn write<C: EbpfContext>(ctx: &C, via: Via, cookie: u64, tuple
     // with its privileges can see, and user space looks at none of it. `current` is typed and always valid;
     // user memory is read by helper.
     unsafe {
-        write_header(&raw mut (*record).header, Kind::Stack, cookie, tuple);
-        let header: *const Header = &raw const (*record).header;
-        let flags = (*header).flags;
-        if flags & Flags::KTHREAD != 0 || (config!(tree_root) != 0 && flags & Flags::IN_TREE == 0) {
-            room.discard();
-            return;
-        }
         let task = bpf_get_current_task_btf();
+        let leader: *const u8 = Typed::field(task.cast(), Field::TaskLeader);
+        // The socket is told of by the record of the call.
+        (*record).header = Header::ZERO;
+        (*record).header.kind = Kind::Stack as u8;
+        (*record).header.time = bpf_ktime_get_boot_ns();
+        (*record).header.cookie = cookie;
+        (*record).header.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*record).header.start = Typed::field(leader, Field::TaskStart);
         let registers: *const u8 = bpf_task_pt_regs(task) as *const u8;
         let stack: u64 = Probe::field(registers, Field::RegsStack);
         (*record).instruction = Probe::field(registers, Field::RegsInstruction);

@@ -104,10 +104,11 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
         (*record).new = new;
         (*record).shutdown = Typed::field(sk, Field::SkShutdown);
         (*record).reserved = 0;
+        let flags = (*record).header.flags;
         room.submit();
         // In softirq, and in a lock owner's backlog, nobody connects.
         if old == State::Close as u8 && new == State::SynSent as u8 && owned != 0 {
-            stack::write(ctx, Via::Connect, cookie, &tuple);
+            stack::write(ctx, Via::Connect, cookie, flags);
         }
     }
 }

@@ -289,9 +289,10 @@ pub(crate) struct LiveOptions {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) duration: Option<Duration>,
     /// Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds
-    /// 70,000 events: twenty milliseconds, the longest it waits, at three million a second
-    #[arg(long, value_name = "SIZE", value_parser = parse_buffer, default_value = "8M")]
-    pub(crate) buffer: u32,
+    /// 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack
+    /// takes 9 KiB [default: 8M; 64M with --stacks]
+    #[arg(long, value_name = "SIZE", value_parser = parse_buffer)]
+    pub(crate) buffer: Option<u32>,
     /// How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none;
     /// auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at
     /// sock_diag four times a second, and is an estimate

@@ -468,7 +468,7 @@ pub enum StackEnd {
     ZeroFramePointer,
     /// The chain of frame pointers ends here, at the outermost frame or at code without them.
     ChainEnd,
-    /// What should be a return address leads to no code.
+    /// Where a return address should be, there is none: what is there leads to no code, or cannot be read.
     NoCode,
     /// It is deeper than the part that was copied, and there is no chain of frame pointers to go on by.
     BeyondCopy,

@@ -204,7 +204,7 @@ fn record(args: Record) -> Result<()> {
     let name = args.file.display().to_string();
     let mut options = options(&args.live, &selection);
     if args.stacks {
-        options.tracing.take_stacks();
+        options.tracing.take_stacks(args.live.buffer);
     }
     options.piles = Some(Piles {
         states: [State::CloseWait].into_iter().collect(),
@@ -271,7 +271,7 @@ fn options(live: &LiveOptions, selection: &Selection) -> source::Options {
     source::Options {
         tracing: Tracing::Required(probes::Settings {
             config: selection.to_config(),
-            buffer: live.buffer,
+            buffer: live.buffer.unwrap_or(probes::DEFAULT_BUFFER),
             time_wait: selection.needs_time_wait(),
             only: live.probes.kind(),
             log: live.probe_log,

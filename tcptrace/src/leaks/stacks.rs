@@ -131,7 +131,7 @@ pub(super) const fn why_no_more(end: StackEnd) -> Option<&'static str> {
             "the chain of frame pointers ends there: the outermost frame, or code built without them"
         }
         StackEnd::NoCode => {
-            "what should be a return address leads to no code: built without frame pointers and unwind \
+            "there is no return address where one should be: code built without frame pointers and unwind \
              tables"
         }
         StackEnd::BeyondCopy => {

@@ -426,6 +426,13 @@ fn frames(to: &mut String, stack: &Stack) -> Written {
     if let Some(more @ 1..) = stack.frames.len().checked_sub(FRAMES) {
         writeln!(to, "             ... and {} more", Count(more as u64))?;
     }
+    if stack.by_frame_pointer > 0 {
+        writeln!(
+            to,
+            "             {} of them found by frame pointers, which leave out code that has none",
+            Count(stack.by_frame_pointer.into())
+        )?;
+    }
     let Some(why) = stacks::why_no_more(stack.end) else {
         return Ok(());
     };

@@ -66,7 +66,7 @@ pub(super) fn run(args: Leaks) -> Result<u8> {
         tracing => tracing,
     };
     if args.stacks {
-        options.tracing.take_stacks();
+        options.tracing.take_stacks(args.common.live.buffer);
     }
     options.piles = Some(Piles {
         states,

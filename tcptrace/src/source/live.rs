@@ -65,9 +65,11 @@ pub enum Tracing {
 
 impl Tracing {
     /// Has stacks recorded, or fails if that is not possible. (Only looked, there are none.)
-    pub fn take_stacks(&mut self) {
+    /// `buffer`: its size, if somebody asked for one.
+    pub fn take_stacks(&mut self, buffer: Option<u32>) {
         if let Self::Required(settings) | Self::Preferred(settings) = self {
             settings.take_stacks();
+            settings.buffer = buffer.unwrap_or(probes::STACKS_BUFFER);
             *self = Self::Required(settings.clone());
         }
     }

@@ -126,7 +126,7 @@ impl Stacks {
             Entry::Vacant(entry) => entry,
         };
         let (_, _, walked) = entry.key();
-        let stack = Stack {
+        let mut stack = Stack {
             id: self.last + 1,
             via: match via {
                 kernel::Via::Connect => Via::Connect,
@@ -134,7 +134,7 @@ impl Stacks {
             },
             pid: record.header.pid,
             frames: Vec::new(),
-            by_frame_pointer: walked.by_frame_pointer,
+            by_frame_pointer: 0,
             end: walked.end,
         };
         if known >= MOST_STACKS {
@@ -142,7 +142,6 @@ impl Stacks {
                 self.last += 1;
                 self.beyond = self.last;
                 each(&Event::Stack(Box::new(Stack {
-                    by_frame_pointer: 0,
                     end: StackEnd::TooMany,
                     ..stack
                 })));
@@ -151,15 +150,12 @@ impl Stacks {
         }
         self.last += 1;
         let process = self.processes.get(&key);
-        let places = match process.map(|known| &known.process) {
-            Some(Ok(process)) => walked
-                .addresses
-                .iter()
-                .enumerate()
-                .map(|(index, address)| process.place(*address, index > 0))
-                .collect(),
-            _ => Vec::new(),
-        };
+        let mut places = Vec::new();
+        if let Some(Ok(process)) = process.map(|known| &known.process) {
+            stack.by_frame_pointer = walked.by_frame_pointer(process);
+            let addresses = walked.addresses.iter().enumerate();
+            places.extend(addresses.map(|(index, address)| process.place(*address, index > 0)));
+        }
         let id = stack.id;
         entry.insert(id);
         self.names.ask(Job { stack, places });

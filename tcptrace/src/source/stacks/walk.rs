@@ -21,8 +21,8 @@ const MOST_FRAMES: usize = 256;
 pub(super) struct Walked {
     /// Where the call was, then return addresses, outwards.
     pub(super) addresses: Vec<u64>,
-    /// How many of them were found by frame pointers.
-    pub(super) by_frame_pointer: u32,
+    /// How many of them the kernel found, by frame pointers.
+    chained: usize,
     /// Why there are no more.
     pub(super) end: StackEnd,
 }
@@ -31,9 +31,20 @@ impl Walked {
     pub(super) const fn nowhere(end: StackEnd) -> Self {
         Self {
             addresses: Vec::new(),
-            by_frame_pointer: 0,
+            chained: 0,
             end,
         }
+    }
+
+    /// How many frames were found by frame pointers, because there was no table of the one before.
+    pub(super) fn by_frame_pointer(&self, process: &Process) -> u32 {
+        let walked = self.addresses.len() - self.chained;
+        let callers = self.addresses.iter().take(walked.saturating_sub(1));
+        let without = callers
+            .enumerate()
+            .filter(|(index, address)| !process.has_table(lookup(**address, index + 1)))
+            .count();
+        u32::try_from(without + self.chained).unwrap_or(u32::MAX)
     }
 }
 
@@ -57,6 +68,7 @@ pub(super) fn walk(process: &mut Process, record: &Stack) -> Walked {
         process
             .unwinder
             .iter_frames(record.instruction, registers, &mut *cache, &mut read);
+    let mut beyond = false;
     let end = loop {
         match frames.next() {
             Ok(Some(frame)) if !process.has_code(frame.address_for_lookup()) => {
@@ -74,7 +86,14 @@ pub(super) fn walk(process: &mut Process, record: &Stack) -> Walked {
                 };
             }
             Err(Error::CouldNotReadStack(at)) if at >= record.stack + copy.len() as u64 => {
-                break StackEnd::BeyondCopy;
+                beyond = true;
+                // A table says where the frame is. A frame pointer may be any number, where there is none.
+                break match addresses.last() {
+                    Some(last) if process.has_table(lookup(*last, addresses.len())) => {
+                        StackEnd::BeyondCopy
+                    }
+                    _ => StackEnd::NoCode,
+                };
             }
             Err(_) => break StackEnd::NoCode,
         }
@@ -82,10 +101,10 @@ pub(super) fn walk(process: &mut Process, record: &Stack) -> Walked {
     process.cache = cache;
     let mut walked = Walked {
         addresses,
-        by_frame_pointer: 0,
+        chained: 0,
         end,
     };
-    if end == StackEnd::BeyondCopy {
+    if beyond {
         let chain = &record.chain[..(record.chained as usize).min(CHAIN)];
         extend(&mut walked, chain, process);
     }
@@ -115,7 +134,7 @@ fn extend(walked: &mut Walked, chain: &[u64], process: &Process) {
     walked.addresses.extend(code);
     let added = walked.addresses.len() - before;
     if added > 0 {
-        walked.by_frame_pointer = u32::try_from(added).unwrap_or(u32::MAX);
+        walked.chained = added;
         walked.end = if added < more.len() {
             StackEnd::NoCode
         } else {
