@@ -434,7 +434,7 @@ fn commands(name: &'static str) -> Vec<Shown> {
     found
 }
 
-const PAGES: [&str; 12] = [
+const PAGES: [&str; 13] = [
     "README.md",
     "README.zh-CN.md",
     "ARCHITECTURE.md",
@@ -446,6 +446,7 @@ const PAGES: [&str; 12] = [
     "docs/events.md",
     "docs/kernels.md",
     "docs/limitations.md",
+    "docs/stacks.md",
     "docs/time-wait.md",
 ];
 

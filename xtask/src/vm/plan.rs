@@ -13,7 +13,7 @@ use super::{
 const FLOOR: Series = Series(5, 12);
 
 /// Test programs that cannot run in a machine.
-const ELSEWHERE: [(&str, &str); 3] = [
+const ELSEWHERE: [(&str, &str); 4] = [
     (
         "readme",
         "it runs the README's commands, which need a system around them: sh, jq, ss, cargo",
@@ -22,6 +22,10 @@ const ELSEWHERE: [(&str, &str); 3] = [
     (
         "leaks_many",
         "an emulated CPU is too slow for its thousands of sockets and hundreds of processes",
+    ),
+    (
+        "stacks",
+        "it compiles C programs, and runs node; `stack_probes` runs",
     ),
 ];
 

@@ -21,8 +21,8 @@ use crate::event::{Printable, StackEnd};
 /// A process, as long as it runs the same program: the kernel lays the stack out anew with each `execve()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    pid: u32,
-    /// Boot time nanoseconds, cut to the ticks in which `/proc` tells it.
+    pub(super) pid: u32,
+    /// Since boot, in the ticks in which `/proc` tells it.
     start: u64,
     start_stack: u64,
 }
@@ -39,8 +39,13 @@ impl Key {
         }
     }
 
+    /// When the process started, boot time nanoseconds.
+    pub(super) const fn start_ns(&self) -> u64 {
+        self.start * TICK_NS
+    }
+
     /// Whether the process is still there, and runs the same program.
-    fn check(&self) -> Result<(), StackEnd> {
+    pub(super) fn check(&self) -> Result<(), StackEnd> {
         let stat = fs::read(format!("/proc/{}/stat", self.pid)).map_err(|_| StackEnd::Gone)?;
         // The name in brackets may hold anything.
         let after = stat.iter().rposition(|byte| *byte == b')');
@@ -181,10 +186,7 @@ impl Process {
             first.map(|mapping| mapping.file)
         });
         if self.perf_map.is_none() {
-            self.perf_map = root
-                .as_ref()
-                .and_then(|root| PerfMap::open(pid, root))
-                .map(Arc::new);
+            self.perf_map = PerfMap::of(self.key).map(Arc::new);
         }
         self.maps = maps;
         self.mappings = mappings;
