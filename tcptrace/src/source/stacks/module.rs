@@ -14,7 +14,7 @@ use std::{
 
 use framehop::ExplicitModuleSectionInfo;
 use gimli::{BaseAddresses, EhFrame, EhFrameHdr, LittleEndian, UnwindSection as _};
-use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadCache};
+use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadCache, SegmentFlags};
 
 use super::process::open_in;
 
@@ -67,7 +67,7 @@ pub(super) struct Module {
     /// Its path, where the process sees it.
     pub(super) name: Box<str>,
     pub(super) is_32_bit: bool,
-    /// What is loaded: offset and size in the file, and address.
+    /// What of it is loaded as code: offset and size in the file, and address.
     segments: Vec<(u64, u64, u64)>,
     tables: Option<Section>,
     index: Option<Section>,
@@ -98,7 +98,11 @@ impl Module {
                 bytes: bytes.into(),
             })
         };
-        let segments = elf.segments().map(|segment| {
+        // What is code, and nothing else: at the seam between two segments one page of the file is in both,
+        // at different addresses (lld lays files out like that).
+        let executable = |flags| matches!(flags, SegmentFlags::Elf { p_flags } if p_flags & object::elf::PF_X != 0);
+        let segments = elf.segments().filter(|segment| executable(segment.flags()));
+        let segments = segments.map(|segment| {
             let (offset, size) = segment.file_range();
             (offset, size, segment.address())
         });
@@ -124,11 +128,11 @@ impl Module {
 
     /// What to take from an address in the process to get that in the file, of what is mapped there.
     pub(super) fn bias(&self, start: u64, offset: u64) -> Option<u64> {
-        // The first page of a segment may be the last of the one before, in the file.
-        let page = |offset: u64| offset & !0xfff;
-        let (at, _, address) = self.segments.iter().find(|(at, size, _)| {
-            (page(*at)..at.saturating_add(*size)).contains(&offset) || page(*at) == offset
-        })?;
+        // Whole pages are mapped.
+        let (at, _, address) = self
+            .segments
+            .iter()
+            .find(|(at, size, _)| (at & !0xfff..at.saturating_add(*size)).contains(&offset))?;
         let address = address.wrapping_sub(*at).wrapping_add(offset);
         Some(start.wrapping_sub(address))
     }
