@@ -10,6 +10,7 @@ mod demo;
 mod docs;
 mod linker;
 mod lint;
+mod node;
 mod setup;
 mod test;
 mod vm;

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, command};
+use crate::{build, command, node};
 
 /// The crate of tests that need root.
 const KERNEL_TESTS: &str = "tests";
@@ -34,11 +34,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     }
     let binary = build::run()?;
+    let node = node::provide();
+    if let Err(error) = &node {
+        eprintln!("test: LEFT OUT, the test of stacks in node: {error:#}");
+    }
+    let node = node.unwrap_or_else(|_| "node".into());
     let test = || {
         let mut cargo = command::cargo();
         cargo
             .args(["test", "--no-fail-fast"])
             .env("TCPTRACE_BIN", &binary)
+            .env("TCPTRACE_NODE", &node)
             .envs(THREADS.split_once('='));
         cargo
     };
@@ -49,8 +55,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // Cargo builds as this user; only the test programs become root. `env`, because sudo drops
     // variables.
     let runner = format!(
-        r#"target."cfg(all())".runner = ["sudo", "-n", "env", "{THREADS}", {:?}]"#,
-        format!("TCPTRACE_BIN={}", binary.display())
+        r#"target."cfg(all())".runner = ["sudo", "-n", "env", "{THREADS}", {:?}, {:?}]"#,
+        format!("TCPTRACE_BIN={}", binary.display()),
+        format!("TCPTRACE_NODE={}", node.display())
     );
     let user = finish(test().args(["--workspace", "--exclude", KERNEL_TESTS]));
     let kernel = finish(test().args(["--package", KERNEL_TESTS, "--config", &runner]));

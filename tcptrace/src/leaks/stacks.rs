@@ -55,14 +55,13 @@ impl Known {
     /// Of these sockets.
     pub(super) fn of(&self, sockets: &[Leaked]) -> Stacks {
         // Two processes can have been at the same place, and a compiler can have written a line out twice.
-        let mut found: HashMap<(Via, Vec<Place<'_>>, StackEnd), (usize, &Rc<Stack>)> =
-            HashMap::new();
+        let mut found: HashMap<_, (usize, &Rc<Stack>)> = HashMap::new();
         let mut without = HashMap::new();
         for socket in sockets {
             let why = match socket.site.id() {
                 Some(id) => match self.0.get(&id) {
                     Some(stack) => {
-                        let places = stack.frames.iter().map(place).collect();
+                        let places: Vec<_> = stack.frames.iter().map(place).collect();
                         let at = (stack.via, places, stack.end);
                         found.entry(at).or_insert((0, stack)).0 += 1;
                         continue;
