@@ -23,6 +23,8 @@ static struct sockaddr_in at;
 static int listener;
 /// Keeps calls from being the last thing that a function does.
 static volatile int opened;
+/// The names of what was made at run time, if anything was.
+static char map_path[64];
 
 static int new_socket(void) {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -87,9 +89,8 @@ static Connect *made(int slot, size_t *size) {
 }
 
 static void name(Connect *function, size_t size, const char *name) {
-    char path[64];
-    snprintf(path, sizeof path, "/tmp/perf-%d.map", getpid());
-    FILE *map = fopen(path, "a");
+    snprintf(map_path, sizeof map_path, "/tmp/perf-%d.map", getpid());
+    FILE *map = fopen(map_path, "a");
     if (!map) exit(6);
     fprintf(map, "%lx %zx %s\n", (unsigned long)function, size, name);
     fclose(map);
@@ -150,5 +151,7 @@ int main(int argc, char **argv) {
         close(fd);
     }
     sleep(1);
+    // What tcptrace has opened, it can still read.
+    if (map_path[0]) unlink(map_path);
     return 0;
 }

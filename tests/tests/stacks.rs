@@ -557,11 +557,15 @@ fn node() {
         &[],
         &[&[node.as_str()], &flags[..], &[script]].concat(),
     );
+    for leak in leaks(&lines) {
+        let _ = fs::remove_file(format!("/tmp/perf-{}.map", leak["pid"]));
+    }
     let named = |stack: &&Value, name: &str| {
         let frames = stack["frames"].as_array().expect("frames");
         frames.iter().any(|frame| {
             let function = frame["function"].as_str().unwrap_or_default();
-            frame["module"].is_null() && function.starts_with("JS:") && function.contains(name)
+            // `JS:~leakyPool FILE:LINE`, before version 20 `LazyCompile:~leakyPool FILE:LINE`.
+            frame["module"].is_null() && function.contains(&format!(":~{name} "))
         })
     };
     for (name, sockets) in [("leakyPool", 3), ("otherPool", 2)] {

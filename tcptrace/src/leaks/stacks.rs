@@ -149,3 +149,116 @@ pub(super) const fn why_no_more(end: StackEnd) -> Option<&'static str> {
         StackEnd::TooMany => "there were too many different stacks",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Socket, Tuple};
+
+    fn stack(id: u32, line: Option<u32>, address: u64) -> Stack {
+        Stack {
+            id,
+            via: Via::Connect,
+            pid: 7,
+            frames: vec![
+                Frame {
+                    function: Some("connect".into()),
+                    module: Some("/lib/libc.so".into()),
+                    address: 9,
+                    ..Frame::default()
+                },
+                Frame {
+                    function: Some("open".into()),
+                    line,
+                    address,
+                    main: true,
+                    ..Frame::default()
+                },
+            ],
+            by_frame_pointer: 0,
+            end: StackEnd::Outermost,
+        }
+    }
+
+    fn leaked(site: Site, cause: Cause) -> Leaked {
+        Leaked {
+            socket: Socket {
+                cookie: 1,
+                netns: 1,
+                tuple: Tuple {
+                    local_addr: [0; 16],
+                    remote_addr: [0; 16],
+                    local_port: 1,
+                    remote_port: 1,
+                },
+            },
+            age: None,
+            idle: None,
+            site,
+            cause,
+            recv_queue: 0,
+            send_queue: 0,
+            orderly: None,
+            fds: Vec::new(),
+            at_exit: false,
+        }
+    }
+
+    #[test]
+    fn places_are_one_if_a_person_cannot_tell_them_apart() {
+        let mut known = Known::default();
+        // The same line twice; the same function without a line, from two places.
+        for stack in [
+            stack(1, Some(5), 100),
+            stack(2, Some(5), 200),
+            stack(3, None, 100),
+            stack(4, None, 200),
+            stack(5, Some(6), 300),
+        ] {
+            known.add(&stack);
+        }
+        let sockets: Vec<_> = [1, 2, 3, 4, 5, 5, 5]
+            .map(|id| leaked(Site::stack(id), Cause::Drained))
+            .into();
+        let found = known.of(&sockets);
+        let counts: Vec<_> = found.found.iter().map(|(sockets, _)| *sockets).collect();
+        assert_eq!(counts, [3, 2, 1, 1]);
+        assert!(found.without.is_empty());
+    }
+
+    #[test]
+    fn why_there_is_no_stack() {
+        let known = Known::default();
+        let sockets = [
+            leaked(Site::BEFORE, Cause::Drained),
+            leaked(Site::UNTOLD, Cause::Drained),
+            leaked(Site::UNTOLD, Cause::NotAccepted),
+            leaked(Site::BEFORE, Cause::NotAccepted),
+            leaked(Site::stack(8), Cause::Drained),
+        ];
+        assert_eq!(
+            known.of(&sockets).without,
+            [
+                (Without::NotAccepted, 2),
+                (Without::Before, 1),
+                (Without::Untold, 1),
+                (Without::Pending, 1)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_own_frame_is_that_of_the_program() {
+        let mut stack = stack(1, Some(5), 100);
+        let function = |stack: &Stack| own(stack).and_then(|own| own.function.clone());
+        assert_eq!(function(&stack).as_deref(), Some("open"));
+        stack.frames.push(Frame {
+            function: Some("made".into()),
+            made: true,
+            ..Frame::default()
+        });
+        assert_eq!(function(&stack).as_deref(), Some("made"));
+        stack.frames.truncate(1);
+        assert_eq!(function(&stack), None);
+    }
+}

@@ -11,6 +11,7 @@ mod machine;
 mod memory;
 mod owners;
 mod selection;
+mod sites;
 mod story;
 
 use std::fmt::Write as _;
