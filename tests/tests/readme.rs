@@ -26,11 +26,12 @@ use tests::{Diag, Fixture, Lab, Netns, Peers, wait_until};
 
 /// Pages with commands for the program's users, the README first. Those in CONTRIBUTING.md are for its
 /// developers.
-const COMMANDS_IN: [&str; 5] = [
+const COMMANDS_IN: [&str; 6] = [
     "README.md",
     "docs/close-wait.md",
     "docs/comparison.md",
     "docs/eaddrnotavail.md",
+    "docs/stacks.md",
     "docs/time-wait.md",
 ];
 /// Commands that are not run here, and why.
