@@ -1,5 +1,7 @@
 //! Changes of full sockets: from the kernel's machine to the true one.
 
+use std::num::NonZero;
+
 use tcptrace_ebpf::State;
 
 use super::{
@@ -26,9 +28,11 @@ impl Tracker {
             return;
         }
         // A look can have shown it before its records were read.
-        let known = self.connections.get(&socket.cookie);
         if old == State::SynRecv
-            && known.is_none_or(|known| known.last == 0)
+            && self
+                .connections
+                .get(socket.cookie)
+                .is_none_or(|known| known.last == 0)
             && let Some(born) = self.unnamed.take(transition)
         {
             self.transition(&born, tell);
@@ -39,10 +43,9 @@ impl Tracker {
         if new == State::Close && self.handed_over(transition, tell) {
             return;
         }
-        let known = self.connections.get(&socket.cookie);
-        let owner = owner::after(transition, known.and_then(|known| known.owner), || {
-            self.listener_owner(&socket)
-        });
+        let known = self.connections.get(socket.cookie);
+        let before = known.and_then(|known| self.owners.get(known.owner));
+        let owner = owner::after(transition, before, || self.listener_owner(&socket));
         let site = match (old, new) {
             (State::Close, State::SynSent) | (State::Listen, State::SynRecv) => Site::UNTOLD,
             // A child whose first change was not told apart.
@@ -106,24 +109,20 @@ impl Tracker {
             }
             if self.is_open_ended(transition) {
                 // Perhaps a timewait socket took over, and its record was lost. A look will tell.
-                self.forget(socket.cookie);
-                self.uncertain += 1;
-                self.connections.insert(
-                    socket.cookie,
-                    Connection {
-                        socket,
-                        state: old,
-                        since,
-                        owner,
-                        site,
-                        cgroup,
-                        kept_back: false,
-                        seen: self.look.any(),
-                        last: time,
-                        closed_from: Some(old),
-                        stale: None,
-                    },
-                );
+                let owner = self.owner_id(owner);
+                self.keep(Connection {
+                    socket,
+                    state: old,
+                    since,
+                    owner,
+                    site,
+                    cgroup,
+                    kept_back: false,
+                    seen: self.look.any(),
+                    last: time,
+                    closed_from: Some(old),
+                    stale: None,
+                });
                 return;
             }
             self.tell_change(change, cgroup, tell);
@@ -147,7 +146,6 @@ impl Tracker {
                 );
             }
         }
-        self.forget(socket.cookie);
         if self.selection.finished {
             if new != State::Close {
                 self.finished.remove(socket.cookie);
@@ -158,28 +156,24 @@ impl Tracker {
                 self.finished.add(transition, owner, site, cgroup);
             }
         }
-        if new == State::Listen {
-            self.index_listener(&socket, new);
+        if new == State::Close {
+            self.forget(socket.cookie);
+            return;
         }
-        if new != State::Close {
-            self.connections.insert(
-                socket.cookie,
-                Connection {
-                    socket,
-                    state: new,
-                    since: Some(time),
-                    owner,
-                    site,
-                    cgroup,
-                    kept_back: verdict == select::Verdict::Open,
-                    seen: self.look.all(),
-                    last: time,
-                    closed_from: None,
-                    stale: (transition.stale_port != 0)
-                        .then_some((transition.stale_port, transition.error)),
-                },
-            );
-        }
+        let owner = self.owner_id(owner);
+        self.keep(Connection {
+            socket,
+            state: new,
+            since: Some(time),
+            owner,
+            site,
+            cgroup,
+            kept_back: verdict == select::Verdict::Open,
+            seen: self.look.all(),
+            last: time,
+            closed_from: None,
+            stale: NonZero::new(transition.stale_port).map(|port| (port, transition.error)),
+        });
     }
 
     /// The change without what a connection before it has left on the socket, if it shows that. `connect()`
@@ -188,9 +182,10 @@ impl Tracker {
         if (transition.old, transition.new) != (State::SynSent, State::Close) {
             return None;
         }
-        let known = self.connections.get(&transition.socket.cookie)?;
+        let known = self.connections.get(transition.socket.cookie)?;
+        let (port, error) = known.stale?;
         let shown = (transition.socket.tuple.local_port, transition.error);
-        (known.stale == Some(shown)).then(|| {
+        ((port.get(), error) == shown).then(|| {
             let mut own = *transition;
             own.socket.tuple.local_port = 0;
             own.error = 0;
@@ -199,14 +194,28 @@ impl Tracker {
     }
 
     pub(super) fn forget(&mut self, cookie: u64) -> Option<Connection> {
-        let connection = self.connections.remove(&cookie);
-        if let Some(connection) = &connection {
-            self.uncertain -= usize::from(connection.closed_from.is_some());
-            if connection.state == State::Listen {
-                self.index_listener(&connection.socket, State::Close);
-            }
+        let connection = self.connections.remove(cookie)?;
+        self.uncount(&connection);
+        Some(connection)
+    }
+
+    /// Keeps what is known of a socket from now on.
+    pub(super) fn keep(&mut self, connection: Connection) {
+        let (socket, state) = (connection.socket, connection.state);
+        self.uncertain += usize::from(connection.closed_from.is_some());
+        if let Some(before) = self.connections.insert(connection) {
+            self.uncount(&before);
         }
-        connection
+        if state == State::Listen {
+            self.index_listener(&socket, state);
+        }
+    }
+
+    fn uncount(&mut self, connection: &Connection) {
+        self.uncertain -= usize::from(connection.closed_from.is_some());
+        if connection.state == State::Listen {
+            self.index_listener(&connection.socket, State::Close);
+        }
     }
 
     /// Whether this change to CLOSE is a timewait socket taking over. The kernel shows no other sign
@@ -221,10 +230,11 @@ impl Tracker {
         if !matches!(transition.old, State::FinWait2 | State::Closing) {
             return false;
         }
-        let Some(life) = self.time_waits.get(&key(&transition.socket)) else {
+        let Some(life) = self.time_waits.get(key(&transition.socket)) else {
             return false;
         };
-        let (first, entered, cgroup, owner) = (life.first, life.entered, life.cgroup, life.owner);
+        let (first, entered, cgroup) = (life.first, life.entered, life.cgroup);
+        let owner = self.owners.get(life.owner);
         // A look can be faster than the records.
         let late = life.opened.is_none();
         let known = self.forget(transition.socket.cookie);

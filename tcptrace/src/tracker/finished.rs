@@ -1,7 +1,9 @@
 //! Connections that are over while a process still holds their socket. Such a socket is in no table of
 //! the kernel, and nothing tells when it is closed at last: only a look can.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
 
 use super::{MISSES, Owner, Site};
 use crate::event::{Socket, Transition};

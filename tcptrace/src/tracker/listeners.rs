@@ -20,7 +20,7 @@ impl Tracker {
         let listeners = move || {
             cookies
                 .iter()
-                .filter_map(|cookie| self.connections.get(cookie))
+                .filter_map(|cookie| self.connections.get(*cookie))
         };
         let bound =
             move |listener: &Connection| listener.socket.tuple.local() == socket.tuple.local();
@@ -39,7 +39,7 @@ impl Tracker {
     pub(super) fn listener_owner(&self, socket: &Socket) -> Option<Owner> {
         let mut found: Option<Owner> = None;
         for listener in self.fitting(*socket) {
-            let owner = listener.owner?;
+            let owner = self.owners.get(listener.owner)?;
             match found {
                 Some(found) if !found.is_same_process(&owner) => return None,
                 _ => found = Some(owner),

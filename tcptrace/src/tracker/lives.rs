@@ -3,8 +3,8 @@
 use tcptrace_ebpf::State;
 
 use super::{
-    Change, Ending, Fact, Site, TimeWaitEnd, TimeWaitKey, Tracker, key,
-    time_wait::{self, Entry, Life, held_until},
+    Change, Ending, Fact, Held, Owner, OwnerId, Site, TimeWaitEnd, TimeWaitKey, Tracker, key,
+    time_wait::{self, Entry, Life, Pending, held_until},
 };
 use crate::{
     event::{Probes, TimeWait, Transition},
@@ -13,7 +13,13 @@ use crate::{
 
 impl Life {
     /// A change of this socket, after an unknown time.
-    const fn change(&self, time: u64, from: State, to: State) -> Change<'static> {
+    const fn change(
+        &self,
+        owner: Option<Owner>,
+        time: u64,
+        from: State,
+        to: State,
+    ) -> Change<'static> {
         Change {
             time,
             socket: self.socket,
@@ -21,7 +27,7 @@ impl Life {
             to,
             after: None,
             error: 0,
-            owner: self.owner,
+            owner,
             site: Site::BEFORE,
             container: None,
             by_exit: false,
@@ -31,11 +37,17 @@ impl Life {
     }
 
     /// The end of its TIME_WAIT, after an unknown time.
-    fn ended(&self, time: u64, entry: Entry, ending: Ending) -> TimeWaitEnd<'static> {
+    fn ended(
+        &self,
+        owner: Option<Owner>,
+        time: u64,
+        entry: Entry,
+        ending: Ending,
+    ) -> TimeWaitEnd<'static> {
         TimeWaitEnd {
             time,
             socket: self.socket,
-            owner: self.owner,
+            owner,
             container: None,
             entered: Some(entry.time),
             dwell: None,
@@ -56,14 +68,14 @@ impl Tracker {
         let key = key(&record.socket);
         // Only a making has no timer yet, where functions tell; timers tell when they are set.
         let made = record.expires == 0 || self.time_wait_probes != Probes::Functions;
-        if let Some(life) = self.time_waits.get_mut(&key) {
+        if let Some(life) = self.time_waits.get_mut(key) {
             self.unexplained -= usize::from(life.withdraw());
             if made && life.opened.is_none() && record.time < life.last {
                 // Made between the probes' attachment and the look that showed it already.
                 self.waiting -= usize::from(life.entered.is_none());
                 let life = self.new_life(record, true);
                 self.waiting += usize::from(life.entered.is_none());
-                self.time_waits.insert(key, life);
+                self.time_waits.insert(life);
                 return;
             }
             life.last = record.time;
@@ -73,19 +85,19 @@ impl Tracker {
         } else if self.verdict(&record.socket) == select::Verdict::Yes {
             let life = self.new_life(record, made);
             self.waiting += usize::from(life.entered.is_none());
-            self.time_waits.insert(key, life);
+            self.time_waits.insert(life);
         }
     }
 
     /// What is known of a timewait socket from its first record. `made`: the record is of its making.
     pub(super) fn new_life(&self, record: &TimeWait, made: bool) -> Life {
-        let connection = self.connections.get(&record.socket.cookie);
+        let connection = self.connections.get(record.socket.cookie);
         let fin_wait2 = connection
             .filter(|connection| connection.state == State::FinWait2)
             .and_then(|connection| connection.since);
         let mut life = Life {
             socket: record.socket,
-            owner: connection.and_then(|connection| connection.owner),
+            owner: connection.map_or(OwnerId::NONE, |connection| connection.owner),
             cgroup: connection.map_or(0, |connection| connection.cgroup),
             opened: made.then_some(record.time),
             first: record.substate,
@@ -111,7 +123,7 @@ impl Tracker {
         let clocks = self.clocks;
         let functions = self.time_wait_probes == Probes::Functions && !self.gap;
         let key = key(&record.socket);
-        let Some(life) = self.time_waits.get_mut(&key) else {
+        let Some(life) = self.time_waits.get_mut(key) else {
             return;
         };
         if let Some(entered) = life.entered {
@@ -154,17 +166,18 @@ impl Tracker {
         late: bool,
         tell: &mut impl FnMut(Fact<'_>),
     ) {
-        let Some(life) = self.time_waits.get_mut(&key) else {
+        let Some(life) = self.time_waits.get_mut(key) else {
             return;
         };
         if life.entered.replace(entry).is_none() {
             self.waiting -= 1;
         }
         let after = life.fin_wait2.map(|since| entry.time.saturating_sub(since));
+        let owner = self.owners.get(life.owner);
         let change = Change {
             after,
             late,
-            ..life.change(entry.time, State::FinWait2, State::TimeWait)
+            ..life.change(owner, entry.time, State::FinWait2, State::TimeWait)
         };
         let cgroup = life.cgroup;
         self.tell_change(change, cgroup, tell);
@@ -175,16 +188,16 @@ impl Tracker {
             return;
         }
         let key = key(&record.socket);
-        if !self.time_waits.contains_key(&key) {
+        if !self.time_waits.contains(key) {
             // Made before the tracer looked, or its record was lost.
             if self.verdict(&record.socket) != select::Verdict::Yes {
                 return;
             }
             let life = self.new_life(record, false);
             self.waiting += usize::from(life.entered.is_none());
-            self.time_waits.insert(key, life);
+            self.time_waits.insert(life);
         }
-        let Some(life) = self.time_waits.get_mut(&key) else {
+        let Some(life) = self.time_waits.get_mut(key) else {
             return;
         };
         // Of two ends without a start between them, whose record was lost, the later is the end.
@@ -194,29 +207,34 @@ impl Tracker {
         if let time_wait::Verdict::Certain(ending) = verdict {
             self.end(key, record, ending, tell);
         } else {
-            life.pending = Some(*record);
-            self.unexplained += usize::from(verdict == time_wait::Verdict::Open);
-            self.pending.push_back((held_until(record), key));
+            let due = held_until(record);
+            let unexplained = verdict == time_wait::Verdict::Open;
+            life.pending = Some(Pending { due, unexplained });
+            self.unexplained += usize::from(unexplained);
+            self.pending.push_back(Held {
+                due,
+                record: *record,
+            });
         }
     }
 
-    /// No new start has followed the end that was kept back until `due`.
-    pub(super) fn believe(&mut self, key: TimeWaitKey, due: u64, tell: &mut impl FnMut(Fact<'_>)) {
-        let Some(record) = self
-            .time_waits
-            .get_mut(&key)
-            .and_then(|life| life.pending.take_if(|record| held_until(record) == due))
-        else {
+    /// An end that was kept back until now is one, if no new start has followed.
+    pub(super) fn believe(&mut self, held: &Held, tell: &mut impl FnMut(Fact<'_>)) {
+        let key = key(&held.record.socket);
+        let Some(life) = self.time_waits.get_mut(key) else {
             return;
         };
-        let ending = match time_wait::verdict(&record) {
+        if life.pending.take_if(|end| end.due == held.due).is_none() {
+            return;
+        }
+        let ending = match time_wait::verdict(&held.record) {
             time_wait::Verdict::Certain(ending) | time_wait::Verdict::Unless(ending) => ending,
             time_wait::Verdict::Open => {
                 self.unexplained -= 1;
                 Ending::Unknown
             }
         };
-        self.end(key, &record, ending, tell);
+        self.end(key, &held.record, ending, tell);
     }
 
     /// Ends without evidence are explained by what opens the same address pair next.
@@ -226,17 +244,17 @@ impl Tracker {
             (State::Listen, State::SynRecv) => Ending::Reopened,
             _ => return,
         };
-        let found = self.pending.iter().find_map(|(_, key)| {
-            let life = self.time_waits.get(key)?;
-            let record = life.pending.as_ref()?;
-            (life.socket.netns == next.socket.netns
-                && life.socket.tuple == next.socket.tuple
-                && time_wait::verdict(record) == time_wait::Verdict::Open)
-                .then_some((*key, *record))
+        let found = self.pending.iter().find(|held| {
+            let socket = &held.record.socket;
+            (socket.netns, socket.tuple) == (next.socket.netns, next.socket.tuple)
+                && self.time_waits.get(key(socket)).is_some_and(|life| {
+                    let end = life.pending.as_ref();
+                    end.is_some_and(|end| end.unexplained && end.due == held.due)
+                })
         });
-        if let Some((key, record)) = found {
+        if let Some(Held { record, .. }) = found.copied() {
             self.unexplained -= 1;
-            self.end(key, &record, ending, tell);
+            self.end(key(&record.socket), &record, ending, tell);
         }
     }
 
@@ -250,22 +268,23 @@ impl Tracker {
     ) {
         let clocks = self.clocks;
         let time = record.time;
-        let Some(life) = self.time_waits.get(&key) else {
+        let Some(life) = self.time_waits.get(key) else {
             return;
         };
         if record.substate == State::TimeWait {
             let entry = life.entry(record, clocks);
             if life.entered.is_none() {
                 self.enter(key, entry, true, tell);
-            } else if let Some(life) = self.time_waits.get_mut(&key) {
+            } else if let Some(life) = self.time_waits.get_mut(key) {
                 life.settle(entry, clocks);
             }
         }
-        let Some(life) = self.time_waits.remove(&key) else {
+        let Some(life) = self.time_waits.remove(key) else {
             return;
         };
         self.waiting -= usize::from(life.entered.is_none());
-        let change = life.change(time, record.substate, State::Close);
+        let owner = self.owners.get(life.owner);
+        let change = life.change(owner, time, record.substate, State::Close);
         let Some(entry) = life.entered.filter(|_| record.substate == State::TimeWait) else {
             // Its peer never closed: this was FIN_WAIT2 to the end.
             let after = life.fin_wait2.map(|since| time.saturating_sub(since));
@@ -286,7 +305,7 @@ impl Tracker {
                 dwell: Some(dwell),
                 dwell_at_least: entry.at_latest || life.slept(clocks),
                 rearmed: life.was_rearmed(record, entry, clocks),
-                ..life.ended(time, entry, ending)
+                ..life.ended(owner, time, entry, ending)
             },
             life.cgroup,
             tell,
@@ -300,15 +319,16 @@ impl Tracker {
         time: u64,
         tell: &mut impl FnMut(Fact<'_>),
     ) {
-        let Some(life) = self.time_waits.remove(&key) else {
+        let Some(life) = self.time_waits.remove(key) else {
             return;
         };
         let Some(entry) = life.entered else {
             self.waiting -= 1;
             return;
         };
-        let mut end = life.ended(time, entry, Ending::Unknown);
-        if let Some(shown) = life.shown {
+        let owner = self.owners.get(life.owner);
+        let mut end = life.ended(owner, time, entry, Ending::Unknown);
+        if let Some(shown) = &life.shown {
             let clocks = self.clocks;
             let dwell = time.saturating_sub(entry.time);
             // Gone since the last look that showed it; and the timer counts in jiffies.
@@ -324,7 +344,7 @@ impl Tracker {
                 after: Some(dwell).filter(|_| !end.dwell_at_least),
                 late: true,
                 time_error: end.dwell_error,
-                ..life.change(time, State::TimeWait, State::Close)
+                ..life.change(owner, time, State::TimeWait, State::Close)
             };
             self.tell_change(change, life.cgroup, tell);
         }

@@ -1,12 +1,13 @@
 //! What a look at the existing sockets adds: those from before the tracer, and, after records were
 //! lost, what is still there.
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use tcptrace_ebpf::State;
 
 use super::{
-    Change, Connection, Fact, Life, Owner, Site, TIME_WAIT_SECONDS, TimeWaitKey, Tracker, Via, key,
+    Change, Connection, Fact, Life, Owner, OwnerId, Site, TIME_WAIT_SECONDS, TimeWaitKey, Tracker,
+    Via, key,
+    table::Keyed,
     time_wait::{Entry, Shown},
 };
 use crate::{
@@ -108,43 +109,37 @@ impl Tracker {
             return;
         }
         // The kernel lists a socket twice that becomes a timewait socket while it is being listed.
-        if self.time_waits.contains_key(&key(&row.socket)) {
+        if self.time_waits.contains(key(&row.socket)) {
             return;
         }
         let cookie = row.socket.cookie;
-        if let Some(connection) = self.connections.get_mut(&cookie) {
+        if let Some(connection) = self.connections.get_mut(cookie) {
             connection.seen = self.look.number(connection);
             if connection.state != row.state {
                 self.look.corrections.push((cookie, row.state));
             }
-            match connection.owner {
+            match self.owners.get(connection.owner) {
                 // It has a file: somebody accepted it, unseen by the probes. Not necessarily the listener.
                 Some(owner) if owner.via == Via::Listener && row.inode != 0 => {
-                    connection.owner = None;
+                    connection.owner = OwnerId::NONE;
                 }
                 Some(_) => return,
                 None => {}
             }
         } else {
-            self.connections.insert(
-                cookie,
-                Connection {
-                    socket: row.socket,
-                    state: row.state,
-                    since: None,
-                    owner: None,
-                    site: Site::BEFORE,
-                    cgroup: row.cgroup,
-                    kept_back: false,
-                    seen: self.look.all,
-                    last: 0,
-                    closed_from: None,
-                    stale: None,
-                },
-            );
-            if row.state == State::Listen {
-                self.index_listener(&row.socket, State::Listen);
-            }
+            self.keep(Connection {
+                socket: row.socket,
+                state: row.state,
+                since: None,
+                owner: OwnerId::NONE,
+                site: Site::BEFORE,
+                cgroup: row.cgroup,
+                kept_back: false,
+                seen: self.look.all,
+                last: 0,
+                closed_from: None,
+                stale: None,
+            });
         }
         if row.inode != 0 {
             self.look.by_inode.insert(row.inode, cookie);
@@ -169,22 +164,23 @@ impl Tracker {
             due: row.time + u64::from(left_ms) * 1_000_000,
             earlier: None,
         });
-        if let Some(life) = self.time_waits.get_mut(&key) {
+        if let Some(life) = self.time_waits.get_mut(key) {
             life.seen = number;
             if let Some(shown) = &mut shown {
                 shown.earlier = match (entry, life.entered) {
                     // At the look before, it still was in FIN_WAIT2.
                     (Some(entry), None) => life
                         .shown
+                        .as_ref()
                         .map(|before| entry.time.saturating_sub(before.time)),
-                    _ => life.shown.and_then(|before| before.earlier),
+                    _ => life.shown.as_ref().and_then(|before| before.earlier),
                 };
                 // A timer that is overdue does not say for how long.
                 if let (Some(now), Some(then)) = (entry.filter(|_| left_ms > 0), life.entered) {
                     life.rearmed |= self.clocks.is_after(now.time, then.time);
                 }
             }
-            life.shown = shown;
+            life.shown = shown.map(Box::new);
             if let Some(mut entry) = entry
                 && life.entered.is_none()
             {
@@ -203,7 +199,7 @@ impl Tracker {
         // From before the tracer, or its making was lost, or is still to be read: then the full socket is
         // still needed.
         let cookie = row.socket.cookie;
-        let connection = self.connections.get(&cookie).cloned();
+        let connection = self.connections.get(cookie).cloned();
         let closed_from = connection
             .as_ref()
             .and_then(|connection| connection.closed_from);
@@ -216,7 +212,9 @@ impl Tracker {
         }
         let life = Life {
             socket: row.socket,
-            owner: connection.as_ref().and_then(|connection| connection.owner),
+            owner: connection
+                .as_ref()
+                .map_or(OwnerId::NONE, |connection| connection.owner),
             cgroup: connection
                 .as_ref()
                 .map_or(0, |connection| connection.cgroup),
@@ -232,11 +230,12 @@ impl Tracker {
             boot_to_monotonic_ns: self.clocks.boot_to_monotonic_ns,
             seen: number,
             last: row.time,
-            shown,
+            shown: shown.map(Box::new),
         };
         self.waiting += usize::from(entry.is_none());
-        let (owner, cgroup, fin_wait2) = (life.owner, life.cgroup, life.fin_wait2);
-        self.time_waits.insert(key, life);
+        let (cgroup, fin_wait2) = (life.cgroup, life.fin_wait2);
+        let owner = self.owners.get(life.owner);
+        self.time_waits.insert(life);
         if let Some(Entry { time, .. }) = entry
             && let Some(from) = closed_from
         {
@@ -266,23 +265,24 @@ impl Tracker {
         if self.traced && self.private_pids {
             return;
         }
-        let Some(cookie) = self.look.by_inode.get(&holder.inode) else {
+        let Some(cookie) = self.look.by_inode.get(&holder.inode).copied() else {
             return;
         };
-        let Some(connection) = self.connections.get_mut(cookie) else {
+        let Some(connection) = self.connections.get(cookie) else {
             return;
         };
-        let better = connection
-            .owner
-            .is_none_or(|owner| owner.via == Via::Holder && holder.pid < owner.pid);
-        if better {
-            connection.owner = Some(Owner {
+        let known = self.owners.get(connection.owner);
+        if known.is_none_or(|owner| owner.via == Via::Holder && holder.pid < owner.pid) {
+            let owner = self.owner_id(Some(Owner {
                 pid: holder.pid,
                 comm: holder.comm,
                 start: holder.start,
                 via: Via::Holder,
                 tree: holder.tree,
-            });
+            }));
+            if let Some(connection) = self.connections.get_mut(cookie) {
+                connection.owner = owner;
+            }
         }
     }
 
@@ -310,19 +310,20 @@ impl Tracker {
             return;
         };
         for cookie in std::mem::take(&mut self.look.not_accepted) {
-            let Some(connection) = self.connections.get(&cookie) else {
+            let Some(connection) = self.connections.get(cookie) else {
                 continue;
             };
-            if connection.owner.is_none() {
+            if connection.owner == OwnerId::NONE {
                 let owner = self.listener_owner(&connection.socket);
-                if let Some(connection) = self.connections.get_mut(&cookie) {
+                let owner = self.owner_id(owner);
+                if let Some(connection) = self.connections.get_mut(cookie) {
                     connection.owner = owner;
                 }
             }
         }
         for (cookie, state) in std::mem::take(&mut self.look.corrections) {
             // A record from just before the look may have been read since, and say the same and when.
-            if let Some(connection) = self.connections.get_mut(&cookie)
+            if let Some(connection) = self.connections.get_mut(cookie)
                 && connection.last < look.time
                 && connection.state != state
             {
@@ -354,13 +355,13 @@ impl Tracker {
         };
         let mut connections: Vec<u64> = self
             .connections
-            .iter()
-            .filter(|(_, connection)| {
+            .values()
+            .filter(|connection| {
                 let looks = self.look.number(connection);
                 (everything || connection.closed_from.is_some())
                     && gone(&connection.socket, looks, connection.seen, connection.last)
             })
-            .map(|(cookie, _)| *cookie)
+            .map(Keyed::key)
             .collect();
         connections.sort_unstable();
         for cookie in connections {
@@ -379,7 +380,7 @@ impl Tracker {
                             .since
                             .map(|since| connection.last.saturating_sub(since)),
                         error: 0,
-                        owner: connection.owner,
+                        owner: self.owners.get(connection.owner),
                         site: connection.site,
                         container: None,
                         by_exit: false,
@@ -393,12 +394,10 @@ impl Tracker {
         }
         let mut time_waits: Vec<TimeWaitKey> = self
             .time_waits
-            .iter()
+            .values()
             // One whose end is kept back is gone for a reason that will be told.
-            .filter(|(_, life)| {
-                gone(&life.socket, any, life.seen, life.last) && life.pending.is_none()
-            })
-            .map(|(key, _)| *key)
+            .filter(|life| gone(&life.socket, any, life.seen, life.last) && life.pending.is_none())
+            .map(Keyed::key)
             .collect();
         time_waits.sort_unstable();
         for key in time_waits {

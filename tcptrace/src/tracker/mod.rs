@@ -10,13 +10,17 @@ mod listeners;
 mod lives;
 mod look;
 mod owner;
+mod owners;
+mod table;
 mod time_wait;
 mod unnamed;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{collections::VecDeque, num::NonZero};
+
+use hashbrown::{HashMap, HashSet};
 
 use tcptrace_ebpf::State;
 
@@ -26,7 +30,9 @@ use crate::{
     select::{self, Selection, Sockets},
 };
 
-use time_wait::{Clocks, Life};
+use owners::{OwnerId, Owners};
+use table::{Keyed, Table};
+use time_wait::{Clocks, Held, Life};
 
 pub use fact::{Change, Fact, Needs, Running, Site, Standing, TimeWaitEnd};
 pub use look::MISSES;
@@ -40,13 +46,13 @@ struct Connection {
     state: State,
     /// When it entered the state; `None` when that was not seen.
     since: Option<u64>,
-    owner: Option<Owner>,
+    owner: OwnerId,
     site: Site,
     cgroup: u64,
     /// Its change to SYN_SENT was kept back until its local port shows whether it was asked for.
     kept_back: bool,
     /// Port and error that are left from the connection before on the same socket.
-    stale: Option<(u16, u32)>,
+    stale: Option<(NonZero<u16>, u32)>,
     /// The last look that showed it, or could not have: see [`Looks`](look::Looks).
     seen: u32,
     /// Last event that told of it.
@@ -54,6 +60,17 @@ struct Connection {
     /// The state it was closed from, if the kernel said so but a timewait socket may have taken over.
     closed_from: Option<State>,
 }
+
+impl Keyed for Connection {
+    type Key = u64;
+
+    fn key(&self) -> u64 {
+        self.socket.cookie
+    }
+}
+
+// There may be millions.
+const _: () = assert!(size_of::<Option<Connection>>() <= 104);
 
 /// When so many cgroups are known, those that no socket is in are forgotten.
 const MOST_CGROUPS: usize = 1 << 17;
@@ -85,18 +102,19 @@ pub struct Tracker {
     private_pids: bool,
     /// Network namespace of whoever traces.
     home: u32,
-    connections: HashMap<u64, Connection>,
+    connections: Table<Connection>,
+    owners: Owners,
     /// Children that have not shown who they are.
     unnamed: unnamed::Children,
     /// Listeners by namespace and port.
     listeners: HashMap<(u32, u16), Vec<u64>>,
-    time_waits: HashMap<TimeWaitKey, Life>,
+    time_waits: Table<Life>,
     /// How many of them are in FIN_WAIT2.
     waiting: usize,
     /// Closed sockets of which it is not known whether a timewait socket took over.
     uncertain: usize,
     /// Ends kept back, and until when, in order. One that has come to nothing stays until it is due.
-    pending: VecDeque<(u64, TimeWaitKey)>,
+    pending: VecDeque<Held>,
     /// How many of them are without any evidence of how.
     unexplained: usize,
     /// Names of containers by cgroup id; `None`: in no container.
@@ -125,10 +143,11 @@ impl Tracker {
             stacks: false,
             private_pids: false,
             home: 0,
-            connections: HashMap::new(),
+            connections: Table::new(),
+            owners: Owners::new(),
             unnamed: unnamed::Children::default(),
             listeners: HashMap::new(),
-            time_waits: HashMap::new(),
+            time_waits: Table::new(),
             waiting: 0,
             uncertain: 0,
             pending: VecDeque::new(),
@@ -150,13 +169,14 @@ impl Tracker {
                 self.transition(transition, tell);
             }
             Event::Accept(accept) => {
-                if let Some(connection) = self.connections.get_mut(&accept.socket.cookie) {
-                    connection.owner = Some(Owner::caller(&accept.task, Via::Accept));
+                let owner = self.owner_id(Some(Owner::caller(&accept.task, Via::Accept)));
+                if let Some(connection) = self.connections.get_mut(accept.socket.cookie) {
+                    connection.owner = owner;
                     connection.last = accept.time;
                 }
             }
             Event::Called(called) => {
-                if let Some(connection) = self.connections.get_mut(&called.cookie) {
+                if let Some(connection) = self.connections.get_mut(called.cookie) {
                     connection.site = Site::stack(called.stack);
                 }
             }
@@ -204,7 +224,7 @@ impl Tracker {
     #[must_use]
     pub fn needs(&self) -> Needs {
         Needs {
-            tick_by: self.pending.front().map(|(due, _)| *due),
+            tick_by: self.pending.front().map(|held| held.due),
             time_wait_look: self.selection.needs_time_wait()
                 && match self.time_wait_probes {
                     Probes::Functions => false,
@@ -219,11 +239,12 @@ impl Tracker {
     pub fn running(&self) -> impl Iterator<Item = Running<'_>> {
         self.time_waits.values().filter_map(|life| {
             let container = self.container(life.cgroup);
+            let owner = self.owners.get(life.owner);
             self.selection
-                .owner(life.owner.as_ref(), container)
+                .owner(owner.as_ref(), container)
                 .then(|| Running {
                     socket: life.socket,
-                    owner: life.owner,
+                    owner,
                     container,
                     state: life.state(),
                     since: life
@@ -238,8 +259,8 @@ impl Tracker {
     /// What is known of a socket that a look showed; `None` if it has changed since.
     #[must_use]
     pub fn standing(&self, row: &Row) -> Option<Standing<'_>> {
-        let connection = self.connections.get(&row.socket.cookie);
-        let life = || self.time_waits.get(&key(&row.socket));
+        let connection = self.connections.get(row.socket.cookie);
+        let life = || self.time_waits.get(key(&row.socket));
         let (socket, since, owner, cgroup, site) = match (row.state, connection) {
             (State::Close, None) => match self.finished.get(row.socket.cookie) {
                 Some(ended) => (
@@ -262,7 +283,8 @@ impl Tracker {
                     Some(entry) => Some(entry.time),
                     None => life.fin_wait2,
                 };
-                (life.socket, since, life.owner, life.cgroup, Site::BEFORE)
+                let owner = self.owners.get(life.owner);
+                (life.socket, since, owner, life.cgroup, Site::BEFORE)
             }
             (state, Some(connection)) => {
                 if connection.state != state || connection.closed_from.is_some() {
@@ -276,7 +298,7 @@ impl Tracker {
                     site,
                     ..
                 } = *connection;
-                (socket, since, owner, cgroup, site)
+                (socket, since, self.owners.get(owner), cgroup, site)
             }
         };
         Some(Standing {
@@ -360,6 +382,16 @@ impl Tracker {
         }
     }
 
+    /// The number of an owner, for an entry that is about to keep it.
+    fn owner_id(&mut self, owner: Option<Owner>) -> OwnerId {
+        if self.owners.is_full() {
+            let connections = self.connections.values_mut().map(|it| &mut it.owner);
+            let lives = self.time_waits.values_mut().map(|it| &mut it.owner);
+            self.owners.keep(connections.chain(lives));
+        }
+        self.owners.id(owner)
+    }
+
     fn cgroup(&mut self, id: u64, path: &str) {
         if self.containers.len() >= MOST_CGROUPS {
             let lives = self.time_waits.values().map(|life| life.cgroup);
@@ -381,11 +413,8 @@ impl Tracker {
 
     /// Time has come to `now`: ends that were kept back until then are believed.
     fn advance(&mut self, now: u64, tell: &mut impl FnMut(Fact<'_>)) {
-        while let Some((due, key)) = self.pending.front().copied()
-            && due <= now
-        {
-            self.pending.pop_front();
-            self.believe(key, due, tell);
+        while let Some(held) = self.pending.pop_front_if(|held| held.due <= now) {
+            self.believe(&held, tell);
         }
     }
 

@@ -7,7 +7,7 @@ use tcptrace_ebpf::State;
 use crate::event::{Comm, Task, Transition};
 
 /// A process that a socket belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// Process id, as the initial pid namespace numbers it.
     pub pid: u32,
@@ -22,7 +22,7 @@ pub struct Owner {
 }
 
 /// How an owner is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Via {
     /// It called `connect()`.
     Connect,

@@ -5,7 +5,7 @@
 
 use tcptrace_ebpf::{Caller, State};
 
-use super::owner::Owner;
+use super::{TimeWaitKey, key, owners::OwnerId, table::Keyed};
 use crate::event::{Socket, TimeWait};
 
 /// `TCP_TIMEWAIT_LEN`, in seconds. A constant of the kernel (`include/net/tcp.h`), which no setting
@@ -78,7 +78,7 @@ impl Ending {
 #[derive(Clone, Debug)]
 pub(super) struct Life {
     pub(super) socket: Socket,
-    pub(super) owner: Option<Owner>,
+    pub(super) owner: OwnerId,
     pub(super) cgroup: u64,
     /// When it was made; `None` when that was before the tracer, or lost.
     pub(super) opened: Option<u64>,
@@ -91,7 +91,7 @@ pub(super) struct Life {
     /// The timer was seen to start again in TIME_WAIT.
     pub(super) rearmed: bool,
     /// An end that may turn out to be a new start.
-    pub(super) pending: Option<TimeWait>,
+    pub(super) pending: Option<Pending>,
     /// A look showed it in TIME_WAIT with a timer that may still be that of FIN_WAIT2.
     pub(super) doubted: bool,
     /// The clocks' difference when it was made, to notice a suspend.
@@ -101,7 +101,32 @@ pub(super) struct Life {
     /// When a record or a look last told of it.
     pub(super) last: u64,
     /// What looks alone tell of it, where there are no probes.
-    pub(super) shown: Option<Shown>,
+    pub(super) shown: Option<Box<Shown>>,
+}
+
+impl Keyed for Life {
+    type Key = TimeWaitKey;
+
+    fn key(&self) -> TimeWaitKey {
+        key(&self.socket)
+    }
+}
+
+/// That an end is kept back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    /// Until when.
+    pub(super) due: u64,
+    /// Nothing tells yet how it ended.
+    pub(super) unexplained: bool,
+}
+
+/// The record of an end that is kept back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    /// Until when.
+    pub(super) due: u64,
+    pub(super) record: TimeWait,
 }
 
 /// What the looks at a timewait socket showed.
@@ -220,9 +245,7 @@ impl Life {
 
     /// It has not ended after all. Returns whether that end was without evidence.
     pub(super) fn withdraw(&mut self) -> bool {
-        self.pending
-            .take()
-            .is_some_and(|end| verdict(&end) == Verdict::Open)
+        self.pending.take().is_some_and(|end| end.unexplained)
     }
 
     /// Takes a better-founded entry in place of one that has been told already. The time told stands if

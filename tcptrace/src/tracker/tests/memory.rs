@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::super::time_wait;
+use super::super::{key, time_wait::Life};
 use super::{
     story::{Random, Run},
     *,
@@ -21,7 +21,7 @@ pub(super) fn assert_balance(tracker: &Tracker) {
         tracker.unexplained,
         lives()
             .filter_map(|life| life.pending.as_ref())
-            .filter(|end| time_wait::verdict(end) == time_wait::Verdict::Open)
+            .filter(|end| end.unexplained)
             .count(),
         "unexplained"
     );
@@ -37,9 +37,13 @@ pub(super) fn assert_balance(tracker: &Tracker) {
         connections().filter(|it| it.state == Listen).count(),
         "listeners"
     );
-    for (key, life) in &tracker.time_waits {
+    let is_held = |life: &Life| {
+        let mut held = tracker.pending.iter();
+        held.any(|held| key(&held.record.socket) == key(&life.socket))
+    };
+    for life in lives() {
         assert!(
-            life.pending.is_none() || tracker.pending.iter().any(|(_, pending)| pending == key),
+            life.pending.is_none() || is_held(life),
             "an end that is kept back for ever"
         );
     }
