@@ -27,6 +27,7 @@ end
 complete -c tcptrace -n "__fish_tcptrace_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcptrace -n "__fish_tcptrace_needs_command" -s V -l version -d 'Print version'
 complete -c tcptrace -n "__fish_tcptrace_needs_command" -f -a "leaks" -d 'Tell who leaks sockets in CLOSE_WAIT, why, and since when'
+complete -c tcptrace -n "__fish_tcptrace_needs_command" -f -a "states" -d 'Count sockets by state, and by process, port, remote, container or network namespace'
 complete -c tcptrace -n "__fish_tcptrace_needs_command" -f -a "stream" -d 'Print every TCP transition as it happens'
 complete -c tcptrace -n "__fish_tcptrace_needs_command" -f -a "timewait" -d 'Measure how long TIME_WAIT really lasts, who makes it, and how it ends'
 complete -c tcptrace -n "__fish_tcptrace_needs_command" -f -a "record" -d 'Write what comes in to a file, for later'
@@ -47,7 +48,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -s o -l output 
 json\t'For programs: one object a line'"
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l from -d 'Read a recording instead of the kernel; - is standard input' -r -F
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l duration -d 'End after this time: 30s, 5m, 1h' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack takes 9 KiB [default: 8M; 64M with --stacks]' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l probes -d 'How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none; auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at sock_diag four times a second, and is an estimate' -r -f -a "auto\t''
 functions\t''
 tracepoints\t''
@@ -62,17 +63,41 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l comm -d 'Nam
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l container -d 'Container the socket was made in: its name, or the beginning of its id' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l once -d 'Look twice, one second apart, print one report and end. Needs neither BPF nor, for one\'s own processes, privileges'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l exit-code -d 'Exit with 1 if the last report tells of a leak'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l stacks -d 'Also from where in its code the process opened the sockets: the stack at connect() and accept(), with files and lines where there is debug information'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l dwell -d 'With every report, also how long sockets stay in the state, by process'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l no-color -d 'No colours (also: set NO_COLOR). There are none anyway unless the output is a terminal'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l probe-log -d 'Log what the probes themselves meet and cannot explain (for bug reports)'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -s 4 -l ipv4 -d 'IPv4 only; IPv4 on an IPv6 socket is IPv4'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -s 6 -l ipv6 -d 'IPv6 only'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l by -d 'Tell sockets apart by this' -r -f -a "process\t'The processes that hold it'
+port\t'The local port where something listens on it, else the remote one'
+remote\t'The remote address'
+container\t'The container it was made in'
+netns\t'The network namespace it is in'"
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l top -d 'Only so many lines, the largest; the rest is counted in one' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l watch -d 'Look again, every two seconds or as often as said, until Ctrl-C: redrawn on a terminal, appended to a pipe' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l duration -d 'End after this time: 30s, 5m, 1h' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -s o -l output -d 'How to print: text for people, json for programs (one object a line)' -r -f -a "text\t'For people'
+json\t'For programs: one object a line'"
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l port -d 'Port, local or remote' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l lport -d 'Local port' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l rport -d 'Remote port' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l addr -d 'Address, local or remote, or a network: 10.0.0.7, 10.0.0.0/8, fe80::/10' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l netns -d 'Network namespace: a name of `ip netns`, a path, or an inode number' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l pid -d 'Process that owns the socket' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l comm -d 'Name of that process, as in /proc/PID/comm' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l container -d 'Container the socket was made in: its name, or the beginning of its id' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l state -d 'Only sockets in this state (CLOSE_WAIT or close-wait); may be given again' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l fds -d 'Also every socket, and the descriptors by which processes hold it; by process unless --by says otherwise'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -s 4 -l ipv4 -d 'IPv4 only; IPv4 on an IPv6 socket is IPv4'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -s 6 -l ipv6 -d 'IPv6 only'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -s o -l output -d 'How to print: text for people, json for programs (one object a line)' -r -f -a "text\t'For people'
 json\t'For programs: one object a line'"
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l from -d 'Read a recording instead of the kernel; - is standard input' -r -F
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l duration -d 'End after this time: 30s, 5m, 1h' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack takes 9 KiB [default: 8M; 64M with --stacks]' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l probes -d 'How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none; auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at sock_diag four times a second, and is an estimate' -r -f -a "auto\t''
 functions\t''
 tracepoints\t''
@@ -105,7 +130,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -s o -l outp
 json\t'For programs: one object a line'"
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l from -d 'Read a recording instead of the kernel; - is standard input' -r -F
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l duration -d 'End after this time: 30s, 5m, 1h' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack takes 9 KiB [default: 8M; 64M with --stacks]' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l probes -d 'How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none; auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at sock_diag four times a second, and is an estimate' -r -f -a "auto\t''
 functions\t''
 tracepoints\t''
@@ -125,7 +150,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -s 6 -l ipv6
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l interval -d 'How often to look who holds sockets in CLOSE_WAIT, at most' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l duration -d 'End after this time: 30s, 5m, 1h' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack takes 9 KiB [default: 8M; 64M with --stacks]' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l probes -d 'How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none; auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at sock_diag four times a second, and is an estimate' -r -f -a "auto\t''
 functions\t''
 tracepoints\t''
@@ -135,6 +160,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l lport -d 'L
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l rport -d 'Remote port' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l addr -d 'Address, local or remote, or a network: 10.0.0.7, 10.0.0.0/8, fe80::/10' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l netns -d 'Network namespace: a name of `ip netns`, a path, or an inode number' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l stacks -d 'Also from where in their code processes connect and accept, for `leaks --stacks --from`'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l probe-log -d 'Log what the probes themselves meet and cannot explain (for bug reports)'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -s 4 -l ipv4 -d 'IPv4 only; IPv4 on an IPv6 socket is IPv4'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -s 6 -l ipv6 -d 'IPv6 only'
@@ -143,9 +169,10 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand doctor" -s o -l output
 json\t'For programs: one object a line'"
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand doctor" -l no-color -d 'No colours (also: set NO_COLOR). There are none anyway unless the output is a terminal'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks stream timewait record doctor help" -f -a "leaks" -d 'Tell who leaks sockets in CLOSE_WAIT, why, and since when'
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks stream timewait record doctor help" -f -a "stream" -d 'Print every TCP transition as it happens'
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks stream timewait record doctor help" -f -a "timewait" -d 'Measure how long TIME_WAIT really lasts, who makes it, and how it ends'
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks stream timewait record doctor help" -f -a "record" -d 'Write what comes in to a file, for later'
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks stream timewait record doctor help" -f -a "doctor" -d 'Tell what works on this machine, why not more, and what to do about it'
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks stream timewait record doctor help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks states stream timewait record doctor help" -f -a "leaks" -d 'Tell who leaks sockets in CLOSE_WAIT, why, and since when'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks states stream timewait record doctor help" -f -a "states" -d 'Count sockets by state, and by process, port, remote, container or network namespace'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks states stream timewait record doctor help" -f -a "stream" -d 'Print every TCP transition as it happens'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks states stream timewait record doctor help" -f -a "timewait" -d 'Measure how long TIME_WAIT really lasts, who makes it, and how it ends'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks states stream timewait record doctor help" -f -a "record" -d 'Write what comes in to a file, for later'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks states stream timewait record doctor help" -f -a "doctor" -d 'Tell what works on this machine, why not more, and what to do about it'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand help; and not __fish_seen_subcommand_from leaks states stream timewait record doctor help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
