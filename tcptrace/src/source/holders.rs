@@ -166,7 +166,8 @@ impl Holders {
                 },
             };
             asked.insert(inode, over);
-            if over {
+            // Another tcptrace that asks has a duplicate for that moment, and is no holder.
+            if over && !process.runs_this_program() {
                 teller.holder(process, descriptor, true, each);
             }
         })?;

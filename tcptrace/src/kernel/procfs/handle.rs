@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, stat, statat};
 use rustix::io::Errno;
 use rustix::path::DecInt;
 
@@ -66,6 +66,16 @@ impl Handle {
             ppid: u32::try_from(fields.number(4)?).ok()?,
             comm: Comm::new(comm),
             start: fields.number(22)?.saturating_mul(tick()),
+        })
+    }
+
+    /// Whether it runs the same file as this process.
+    #[must_use]
+    pub fn runs_this_program(&self) -> bool {
+        let own = stat("/proc/self/exe");
+        let its = statat(self, "exe", AtFlags::empty());
+        own.is_ok_and(|own| {
+            its.is_ok_and(|its| (own.st_dev, own.st_ino) == (its.st_dev, its.st_ino))
         })
     }
 
@@ -181,6 +191,25 @@ mod tests {
             assert_eq!(comm_and_start(&stat[..length]), None, "{length} bytes");
         }
         assert_eq!(comm_and_start(b") ("), None);
+    }
+
+    #[test]
+    fn another_program_is_not_this_one() {
+        let me = Handle::open(std::process::id()).unwrap();
+        assert!(me.runs_this_program());
+        let mut other = std::process::Command::new("sleep")
+            .arg("9")
+            .spawn()
+            .unwrap();
+        // It runs this program until it has become the other one.
+        let start = std::time::Instant::now();
+        let handle = Handle::open(other.id()).unwrap();
+        while handle.runs_this_program() {
+            assert!(start.elapsed() < std::time::Duration::from_secs(5));
+        }
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(!handle.runs_this_program());
     }
 
     #[test]
