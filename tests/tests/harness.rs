@@ -1,9 +1,16 @@
 //! The tools of the other tests, held against the kernel alone: what they make really happens, and
 //! what they observe is so.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
-use tests::{Flag, HERTZ, Lab, Peers, Row, wait_until};
+use serde_json::Value;
+use tests::{Flag, HERTZ, Lab, Peers, Row, built, wait_until};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -327,4 +334,100 @@ fn everyone_leaves_with_the_lab() {
     drop(peers);
     drop(lab);
     assert!(!is_entered(inode));
+}
+
+/// What the generator of connections says of a run, and what the kernel has counted meanwhile: connections
+/// opened and accepted.
+fn churn(lab: &Lab, words: &str) -> (u64, [u64; 2]) {
+    lab.netns.inside(|| {
+        let opens = || {
+            let text = fs::read_to_string("/proc/thread-self/net/snmp").expect("Linux has it");
+            let tcp = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+            let lines: Vec<Vec<&str>> = tcp.map(|line| line.split(' ').collect()).collect();
+            ["ActiveOpens", "PassiveOpens"].map(|name| -> u64 {
+                let column = lines[0].iter().position(|title| *title == name);
+                lines[1][column.expect("a counter")]
+                    .parse()
+                    .expect("a number")
+            })
+        };
+        let before = opens();
+        let mut churn = Command::new(built("churn"));
+        let output = churn.arg("run").args(words.split(' ')).output();
+        let output = output.expect("`cargo test` builds it");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "churn {words}: {said}");
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let after = opens();
+        let connections = answer["connections"].as_u64().expect("a number");
+        assert!(answer["per_second"].as_f64() > Some(0.0), "{answer}");
+        (connections, [after[0] - before[0], after[1] - before[1]])
+    })
+}
+
+#[test]
+fn churn_makes_the_connections_it_counts() {
+    let Some(lab) = Lab::new() else { return };
+    let resting = || {
+        lab.diag()
+            .rows()
+            .into_iter()
+            .filter(|row| row.timewait)
+            .count()
+    };
+    for (words, count, rest) in [
+        ("threads=1 connections=300 close=rst ip=4 port=7000", 300, 0),
+        (
+            "threads=2 connections=200 close=rst ip=both port=7000",
+            400,
+            0,
+        ),
+        (
+            "threads=1 connections=100 close=fin ip=4 port=7000",
+            100,
+            100,
+        ),
+        (
+            "threads=1 connections=100 close=fin ip=6 port=7000",
+            100,
+            200,
+        ),
+    ] {
+        assert_eq!(churn(&lab, words), (count, [count, count]), "{words}");
+        wait_until(words, SOON, || (resting() == rest).then_some(()));
+    }
+    let (connections, counted) = churn(&lab, "threads=1 seconds=0.2 close=rst ip=4 port=7000");
+    assert!(connections > 10, "{connections}");
+    assert_eq!(counted, [connections, connections]);
+}
+
+#[test]
+fn churn_holds_sockets() {
+    let Some(lab) = Lab::new() else { return };
+    let mut held = lab.netns.inside(|| {
+        let mut churn = Command::new(built("churn"));
+        churn.args(["hold", "processes=3", "pairs=4"]);
+        churn.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+    });
+    let held = held.as_mut().expect("`cargo test` builds it");
+    let mut said = String::new();
+    let out = held.stdout.take().expect("a pipe");
+    BufReader::new(out).read_line(&mut said).expect("a line");
+    let answer: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(answer, serde_json::json!({"processes": 3, "sockets": 24}));
+    let of = |state: &str| {
+        lab.diag()
+            .rows()
+            .iter()
+            .filter(|row| row.state == state)
+            .count()
+    };
+    wait_until("both ends of each", SOON, || {
+        (of("CLOSE_WAIT") == 12 && of("FIN_WAIT2") == 12).then_some(())
+    });
+    drop(held.stdin.take());
+    assert!(held.wait().expect("our own child").success());
+    wait_until("none of them", SOON, || {
+        (of("CLOSE_WAIT") == 0).then_some(())
+    });
 }
