@@ -1,0 +1,175 @@
+//! One kind of work on made-up records, for `cargo xtask bench`: it runs this under callgrind, which counts
+//! instructions, and by itself, for time and memory.
+//!
+//! `workload decode|tracker|json|text CONNECTIONS PERCENT` prepares the records of so many connections, works
+//! through the given part of them, and prints as JSON how many records or lines that were, and the CPU time
+//! that they took. The difference between two parts is free of the preparation.
+//!
+//! `workload memory CONNECTIONS` prints how much memory so many open connections take.
+
+use std::{
+    env, fs,
+    hint::black_box,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use nix::time::{ClockId, clock_gettime};
+use tcptrace::{
+    event::{Comm, Event, Socket, Task, Transition, Tuple, address_bytes},
+    select::Selection,
+    stream,
+    tracker::{Change, Fact, Tracker},
+    view::View,
+};
+use tcptrace_ebpf::State;
+
+#[path = "../benches/traffic/mod.rs"]
+mod traffic;
+
+use traffic::Records;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let answer = match words[..] {
+        ["memory", connections] => connections.parse().ok().map(memory),
+        [work, connections, percent] => match (connections.parse(), percent.parse()) {
+            (Ok(connections), Ok(percent)) => run(work, connections, percent),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some(answer) = answer else {
+        eprintln!(
+            "usage: workload decode|tracker|json|text CONNECTIONS PERCENT, or workload memory CONNECTIONS"
+        );
+        return ExitCode::FAILURE;
+    };
+    match writeln!(io::stdout(), "{answer}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Does the work; `None` if there is none of that name.
+fn run(work: &str, connections: u64, percent: usize) -> Option<String> {
+    let records = Records::of(connections);
+    let most = records.len() * percent / 100;
+    let part = |changes: &[Change<'static>]| changes.len() * percent / 100;
+    Some(match work {
+        "decode" => timed(|| traffic::decode(&records, most)),
+        "tracker" => timed(|| {
+            traffic::track(&records, most, &mut |fact| {
+                black_box(&fact);
+            })
+        }),
+        "json" => {
+            let changes = traffic::changes(&records);
+            let view = stream::Json::new(traffic::nowhere());
+            timed(|| lines(view, &changes[..part(&changes)]))
+        }
+        "text" => {
+            let changes = traffic::changes(&records);
+            let view = stream::Text::new(traffic::nowhere());
+            timed(|| lines(view, &changes[..part(&changes)]))
+        }
+        _ => return None,
+    })
+}
+
+/// Writes lines, as many at a time as come out of the ring buffer at once.
+fn lines(mut view: impl View, changes: &[Change<'_>]) -> u64 {
+    let tracker = Tracker::new(Selection::default());
+    view.clock(0, traffic::BOOT_TO_UTC_NS);
+    for batch in changes.chunks(4096) {
+        for change in batch {
+            view.fact(Fact::Change(*change));
+        }
+        view.flush(&tracker, 0).expect("/dev/null takes it");
+    }
+    changes.len() as u64
+}
+
+fn timed(work: impl FnOnce() -> u64) -> String {
+    let before = cpu_seconds();
+    let items = work();
+    let seconds = cpu_seconds() - before;
+    format!("{{\"items\":{items},\"cpu_seconds\":{seconds}}}")
+}
+
+/// CPU time of this thread: what else runs on the machine costs it caches, but no time.
+fn cpu_seconds() -> f64 {
+    // By libc: rustix finds the kernel's clock by itself, in a way that ends under valgrind 3.19.
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("Linux has it");
+    time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9
+}
+
+/// Open connections of a busy server: many clients, a few processes.
+fn memory(connections: u64) -> String {
+    let before = resident("VmRSS:");
+    let mut tracker = Tracker::new(Selection::default());
+    tracker.feed(&traffic::start(), &mut |_| {});
+    for index in 0..connections {
+        for (old, new) in [
+            (State::Listen, State::SynRecv),
+            (State::SynRecv, State::Established),
+        ] {
+            let event = Event::Transition(opened(index, old, new));
+            tracker.feed(&event, &mut |fact| {
+                black_box(&fact);
+            });
+        }
+    }
+    assert_eq!(tracker.len() as u64, connections, "all of them are tracked");
+    let bytes = resident("VmRSS:") - before;
+    let peak = resident("VmHWM:") - before;
+    drop(tracker);
+    format!("{{\"connections\":{connections},\"bytes\":{bytes},\"peak_bytes\":{peak}}}")
+}
+
+fn opened(index: u64, old: State, new: State) -> Transition {
+    let [_, b, c, d] = (index as u32 / 3).to_be_bytes();
+    Transition {
+        time: 3_600_000_000_000 + index * 1000,
+        socket: Socket {
+            cookie: 0x1000 + index,
+            netns: 4_026_531_840,
+            tuple: Tuple {
+                local_addr: address_bytes([10, 0, 0, 7].into()),
+                remote_addr: address_bytes([11, b, c, d].into()),
+                local_port: 8080,
+                remote_port: 32_768 + (index % 3) as u16,
+            },
+        },
+        old,
+        new,
+        error: 0,
+        stale_port: 0,
+        no_time_wait: false,
+        shutdown: 0,
+        owned: false,
+        has_socket: false,
+        inode: 0,
+        cgroup: 4242,
+        task: Task {
+            pid: 100 + (index % 8) as u32,
+            comm: Comm::new(b"web"),
+            start: 1_000_000_000,
+            uid: 0,
+            kthread: false,
+            exiting: false,
+            tree: false,
+        },
+    }
+}
+
+/// A figure of `/proc/self/status`, in bytes.
+fn resident(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    1024 * number
+        .and_then(|number| number.parse::<u64>().ok())
+        .expect("kilobytes")
+}
