@@ -16,6 +16,8 @@ mod actor;
 mod process;
 mod story;
 
+pub(crate) use actor::set_loopback_up;
+
 /// What of the demo to run: all of it, or one of the parts that it starts itself.
 #[derive(clap::Args)]
 #[command(override_usage = "cargo xtask demo")]

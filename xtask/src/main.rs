@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod bench;
 mod build;
 mod command;
 mod demo;
@@ -32,6 +33,9 @@ enum Task {
     Demo(demo::Options),
     /// Set up, then write the man pages and completions anew, from the options
     Docs,
+    /// Measure tcptrace against its peers, and what a record costs (ten minutes; needs root or sudo). With
+    /// --check, hold what no other load changes against tests/costs.txt
+    Bench(bench::Options),
     /// Set up, then check formatting, lints and documentation, with every warning an error
     Lint,
     /// Set up, then run every test, those against the real kernel as root
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Task::Build => build::run().map(drop),
         Task::Demo(options) => demo::run(options),
         Task::Docs => docs::run(),
+        Task::Bench(options) => bench::run(options),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),
         Task::Vm(options) => vm::run(&options),

@@ -34,6 +34,15 @@ use kernels::{Kernel, Release, Series};
 use machine::{Machine, Time};
 use programs::Programs;
 
+/// The target whose programs need nothing else of a system, added to the toolchain if it is missing.
+///
+/// # Errors
+/// When it cannot be added.
+pub(crate) fn static_target() -> Result<&'static str> {
+    programs::ensure_target()?;
+    Ok(programs::TARGET)
+}
+
 /// The series to run on, if nothing else is asked for: one that cannot trace, the oldest that a
 /// supported distribution has, one in the middle. The newest comes on top.
 const DEFAULT: [Series; 3] = [Series(5, 10), Series(6, 1), Series(6, 12)];

@@ -177,7 +177,7 @@ impl Ask {
 }
 
 /// Sets the loopback interface of this process's namespace up; its addresses come by themselves.
-fn set_loopback_up() -> Result<()> {
+pub(crate) fn set_loopback_up() -> Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     let mut name = [0; libc::IFNAMSIZ];
     for (to, from) in name.iter_mut().zip(b"lo") {

@@ -112,7 +112,7 @@ pub(super) fn ensure_target() -> Result<()> {
     if installed.lines().any(|line| line == TARGET) {
         return Ok(());
     }
-    eprintln!("vm: adding to the toolchain: {TARGET}");
+    eprintln!("adding to the toolchain: {TARGET}");
     command::run(command::at_root("rustup").args(["target", "add", TARGET]))
 }
 

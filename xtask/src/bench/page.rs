@@ -1,0 +1,269 @@
+//! `docs/performance.md`: the results, for people.
+
+use std::fmt::Write as _;
+
+use super::{
+    results::{Churn, Kernel, Once, Results, Work},
+    targets,
+};
+
+/// The page, as Markdown.
+pub(super) fn page(results: &Results) -> String {
+    let mut page = "\
+# What it costs
+
+Made by `cargo xtask bench --write` from [performance.json](performance.json), which it writes as well: nothing
+here is written by hand. Figures of one machine at one time; ratios of runs that took turns say more than rates
+do. To repeat it, as root or with sudo: `cargo xtask bench`. `cargo xtask bench --check` holds what no other
+load changes (instructions, bytes) against [tests/costs.txt](../tests/costs.txt).
+
+"
+    .to_owned();
+    let machine = &results.machine;
+    let _ = write!(
+        page,
+        "Measured on {}, at {}, Linux {}, {} CPUs ({}), {:.1} GiB. Processes that wanted a CPU in the minute \
+         before: {:.1}.\n\n## Targets\n\n",
+        machine.date,
+        machine.commit,
+        machine.kernel,
+        machine.cpus,
+        machine.cpu,
+        machine.memory_gib,
+        machine.load,
+    );
+    let rows = targets::rows(results).into_iter().map(|row| {
+        let (found, met) = match row.found {
+            Some((found, true)) => (found, "met"),
+            Some((found, false)) => (found, "**not met**"),
+            None => ("not measured".to_owned(), "-"),
+        };
+        [
+            row.what.to_owned(),
+            row.target.to_owned(),
+            found,
+            met.to_owned(),
+        ]
+    });
+    table(&mut page, ["what", "target", "found", ""], rows);
+    if let Some(churn) = &results.churn {
+        connections(&mut page, churn);
+    }
+    if let Some(kernel) = &results.kernel {
+        programs(&mut page, kernel);
+    }
+    if let Some(works) = &results.user {
+        user(&mut page, works);
+    }
+    if let Some(measured) = &results.once {
+        once(&mut page, measured);
+    }
+    if let Some(idle) = &results.idle {
+        page.push_str(
+            "\n## Idle\n\nIn a network namespace where nothing happens, twenty seconds each.\n\n",
+        );
+        let rows = idle.iter().map(|idle| {
+            let cpu = format!("{:.3} %", idle.cpu * 100.0);
+            [idle.name.clone(), cpu, format!("{:.1}", idle.wakeups)]
+        });
+        table(
+            &mut page,
+            ["command", "of one CPU", "wake-ups a second"],
+            rows,
+        );
+    }
+    if !results.left_out.is_empty() {
+        page.push_str("\n## Left out\n\n");
+        for left_out in &results.left_out {
+            let _ = writeln!(page, "- {}: {}", left_out.what, left_out.why);
+        }
+    }
+    page
+}
+
+fn connections(page: &mut String, churn: &Churn) {
+    let untraced = churn.untraced;
+    let _ = write!(
+        page,
+        "\n## Connections a second\n\n\
+         One thread opens, accepts and closes (with a reset) one connection after the other on the loopback \
+         interface; tracers write to a file in memory, and may use the other CPU. {} rounds of {} s, each between \
+         two without a tracer: {:.0} connections a second ({:.0} to {:.0}). What is left of it, the median and \
+         the extremes; the same for equal CPU time of whoever connects, which tells what the probes take, without \
+         what else keeps the CPUs busy; CPU time of the tracer itself; lines on these connections, of those that there should be; \
+         events that the tracer says it lost; both of all rounds.\n\n",
+        churn.rounds, churn.seconds, untraced.median, untraced.min, untraced.max
+    );
+    let rows = churn.traced.iter().map(|traced| {
+        let ratio = traced.ratio;
+        let lines = match (traced.told, traced.expected) {
+            (Some(told), Some(expected)) => format!("{told} of {expected}"),
+            _ => "-".to_owned(),
+        };
+        [
+            traced.name.clone(),
+            format!("{:.3}", ratio.median),
+            format!("{:.3} to {:.3}", ratio.min, ratio.max),
+            format!("{:.3}", traced.cpu_ratio.median),
+            format!("{:.1}", traced.cpu_us),
+            lines,
+            traced.lost.to_string(),
+        ]
+    });
+    let head = [
+        "with",
+        "left",
+        "from, to",
+        "for equal CPU time",
+        "its CPU µs a connection",
+        "lines",
+        "lost",
+    ];
+    table(page, head, rows);
+}
+
+fn programs(page: &mut String, kernel: &Kernel) {
+    let _ = write!(
+        page,
+        "\n## In the kernel\n\n\
+         Nanoseconds that BPF programs take for a run, by the kernel's own statistics, on the same connections. \
+         The statistics cost something themselves: a program that does nothing takes {:.0} ns ({:.0} to {:.0}), \
+         which the last column is without. All timers of the machine run the timer programs; here none of them \
+         is of a timewait socket.\n\n",
+        kernel.empty.median, kernel.empty.min, kernel.empty.max
+    );
+    let rows = kernel.programs.iter().map(|program| {
+        let ns = program.ns;
+        [
+            program.of.clone(),
+            format!("`{}`", program.name),
+            format!("{:.1}", program.runs),
+            format!("{:.0}", ns.median),
+            format!("{:.0} to {:.0}", ns.min, ns.max),
+            format!("{:.0}", (ns.median - kernel.empty.median).max(0.0)),
+        ]
+    });
+    let head = [
+        "of",
+        "program",
+        "runs a connection",
+        "ns",
+        "from, to",
+        "without the statistics",
+    ];
+    table(page, head, rows);
+}
+
+fn user(page: &mut String, works: &[Work]) {
+    page.push_str(
+        "\n## In user space\n\n\
+         Made-up records of connections that end in TIME_WAIT: instructions counted by callgrind, and how many a \
+         second of CPU time (`cargo bench --package tcptrace` has the same with more statistics). `tracker` \
+         includes `decode`; `json` and `text` are lines alone.\n\n",
+    );
+    let rows = works.iter().map(|work| {
+        let instructions = work
+            .instructions
+            .map_or("-".to_owned(), |count| format!("{count:.0}"));
+        let rate = work.per_second.map_or("-".to_owned(), |rate| {
+            let mega = |rate: f64| rate / 1e6;
+            format!(
+                "{:.2} ({:.2} to {:.2})",
+                mega(rate.median),
+                mega(rate.min),
+                mega(rate.max)
+            )
+        });
+        [format!("`{}`", work.name), instructions, rate]
+    });
+    table(
+        page,
+        ["work", "instructions each", "million a second"],
+        rows,
+    );
+}
+
+fn once(page: &mut String, once: &Once) {
+    let _ = write!(
+        page,
+        "\n## One look at very many sockets\n\n\
+         {} sockets of {} processes, half of them in CLOSE_WAIT, half in FIN_WAIT2. `leaks --once` looks twice, \
+         with a second between. It reported {} leaked sockets. Seconds, median and extremes of three.\n\n",
+        once.sockets, once.processes, once.leaked
+    );
+    let rows = [
+        ("`leaks --once`", once.leaks_wall, once.leaks_cpu),
+        ("`ss -tanp`", once.ss_wall, once.ss_cpu),
+    ]
+    .map(|(name, wall, cpu)| {
+        let shown =
+            |s: super::spread::Spread| format!("{:.2} ({:.2} to {:.2})", s.median, s.min, s.max);
+        [name.to_owned(), shown(wall), shown(cpu)]
+    });
+    table(page, ["command", "time", "CPU time"], rows);
+}
+
+fn table<const N: usize>(
+    page: &mut String,
+    head: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) {
+    let _ = writeln!(page, "| {} |", head.join(" | "));
+    let _ = writeln!(page, "|{}", "---|".repeat(N));
+    for row in rows {
+        let _ = writeln!(
+            page,
+            "| {} |",
+            row.map(|cell| cell.replace('|', "\\|")).join(" | ")
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::results::{LeftOut, Memory};
+
+    #[test]
+    fn a_page_says_what_is_met_and_what_is_not() {
+        let memory = |bytes| Results {
+            memory: Some(Memory {
+                connections: 1,
+                bytes,
+                peak_bytes: 300,
+            }),
+            left_out: vec![LeftOut {
+                what: "bcc".into(),
+                why: "no kernel headers".into(),
+            }],
+            ..Results::default()
+        };
+        let line = |results: &Results| {
+            let page = page(results);
+            let mut lines = page.lines().map(str::to_owned);
+            lines
+                .find(|line| line.contains("memory at"))
+                .expect("a row")
+        };
+        assert!(line(&memory(128)).ends_with("| 128 bytes (300 while the table grew) | met |"));
+        assert!(
+            line(&memory(129)).ends_with("| 129 bytes (300 while the table grew) | **not met** |")
+        );
+        assert!(line(&Results::default()).ends_with("| not measured | - |"));
+        assert!(page(&memory(1)).ends_with("## Left out\n\n- bcc: no kernel headers\n"));
+    }
+
+    /// The committed page is what the committed figures make.
+    #[test]
+    fn the_page_is_made_of_the_figures() {
+        let docs = crate::command::root().join("docs");
+        let figures = std::fs::read_to_string(docs.join("performance.json")).unwrap();
+        let results: Results = serde_json::from_str(&figures).unwrap();
+        let written = std::fs::read_to_string(docs.join("performance.md")).unwrap();
+        assert_eq!(
+            page(&results),
+            written,
+            "`cargo xtask bench --page` writes it anew"
+        );
+    }
+}

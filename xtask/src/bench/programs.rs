@@ -1,0 +1,86 @@
+//! BPF programs in the kernel: which a process has loaded, how often they ran, and how long that took.
+
+use std::{collections::BTreeMap, fs};
+
+use aya::programs::loaded_programs;
+
+/// How often a program ran while statistics were on, and for how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) count: u64,
+    pub(super) ns: u64,
+}
+
+/// The programs of a process by id, from the files that it has open.
+pub(super) fn of(pid: u32) -> BTreeMap<u32, Run> {
+    let files = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+    let texts = files
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|file| fs::read_to_string(file.path()).ok());
+    texts.filter_map(|text| parse(&text)).collect()
+}
+
+/// What `fdinfo` says of the descriptor of a program; `None` of anything else. A link names its program as
+/// well, but not how often that ran.
+fn parse(fdinfo: &str) -> Option<(u32, Run)> {
+    let field = |name: &str| {
+        let line = fdinfo.lines().find_map(|line| line.strip_prefix(name));
+        line?.trim().parse::<u64>().ok()
+    };
+    let run = Run {
+        count: field("run_cnt:")?,
+        ns: field("run_time_ns:")?,
+    };
+    Some((field("prog_id:")?.try_into().ok()?, run))
+}
+
+/// The kernel's names of all programs, by id.
+pub(super) fn names() -> BTreeMap<u32, String> {
+    let programs = loaded_programs().filter_map(Result::ok);
+    programs
+        .map(|program| {
+            let name = String::from_utf8_lossy(program.name()).into_owned();
+            (program.id(), name)
+        })
+        .collect()
+}
+
+impl Run {
+    /// What came since `before`.
+    pub(super) fn since(self, before: Self) -> Self {
+        Self {
+            count: self.count.saturating_sub(before.count),
+            ns: self.ns.saturating_sub(before.ns),
+        }
+    }
+
+    /// Nanoseconds a run; `None` without one.
+    pub(super) fn each(self) -> Option<f64> {
+        (self.count > 0).then(|| self.ns as f64 / self.count as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_programs_count() {
+        let program = "pos:\t0\nflags:\t02000002\nprog_type:\t26\nprog_id:\t61\nrun_time_ns:\t1200\nrun_cnt:\t4\n";
+        let run = Run { count: 4, ns: 1200 };
+        assert_eq!(parse(program), Some((61, run)));
+        assert_eq!(run.each(), Some(300.0));
+        assert_eq!(parse("pos:\t0\nlink_type:\ttracing\nprog_id:\t61\n"), None);
+        assert_eq!(parse("pos:\t0\n"), None);
+    }
+
+    #[test]
+    fn what_ran_meanwhile() {
+        let before = Run { count: 4, ns: 1200 };
+        let after = Run { count: 6, ns: 1300 };
+        assert_eq!(after.since(before).each(), Some(50.0));
+        assert_eq!(before.since(before).each(), None);
+    }
+}

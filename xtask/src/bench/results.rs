@@ -1,0 +1,167 @@
+//! All that was measured. The page is made of this alone; as JSON it is `docs/performance.json`.
+
+use serde::{Deserialize, Serialize};
+
+use super::spread::Spread;
+
+/// What a run has measured. A part that was not asked for is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Results {
+    /// Where and when.
+    pub(crate) machine: Machine,
+    /// Connections a second, with and without.
+    pub(crate) churn: Option<Churn>,
+    /// What BPF programs take.
+    pub(crate) kernel: Option<Kernel>,
+    /// What a record, and a line, costs in user space.
+    pub(crate) user: Option<Vec<Work>>,
+    /// Bytes for each tracked connection.
+    pub(crate) memory: Option<Memory>,
+    /// `leaks --once` and `ss -tanp`.
+    pub(crate) once: Option<Once>,
+    /// What it takes while nothing happens.
+    pub(crate) idle: Option<Vec<Idle>>,
+    /// From start to the first event, milliseconds.
+    pub(crate) start_ms: Option<Spread>,
+    /// Bytes of the stripped static binary.
+    pub(crate) binary: Option<u64>,
+    /// What could not be measured here, and why.
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+/// Where and when it was measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    /// Its processor, as the kernel names it.
+    pub(crate) cpu: String,
+    /// How many of them can be used.
+    pub(crate) cpus: usize,
+    /// Memory, GiB.
+    pub(crate) memory_gib: f64,
+    /// Kernel release.
+    pub(crate) kernel: String,
+    /// Day, UTC.
+    pub(crate) date: String,
+    /// Commit of tcptrace.
+    pub(crate) commit: String,
+    /// What else ran: processes that wanted a CPU in the minute before.
+    pub(crate) load: f64,
+}
+
+/// Connections a second while each tracer runs, and while none does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Churn {
+    /// How long each measurement was.
+    pub(crate) seconds: f64,
+    /// How often each tracer was measured.
+    pub(crate) rounds: usize,
+    /// Connections a second without a tracer.
+    pub(crate) untraced: Spread,
+    /// With each.
+    pub(crate) traced: Vec<Traced>,
+}
+
+/// With one tracer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Traced {
+    /// Which one.
+    pub(crate) name: String,
+    /// What is left of the untraced rate.
+    pub(crate) ratio: Spread,
+    /// The same for equal CPU time of whoever connects: what the probes take there, and nothing of what else
+    /// runs on the machine, the reading tracer included.
+    pub(crate) cpu_ratio: Spread,
+    /// CPU time of the tracer's own processes for a connection, microseconds.
+    pub(crate) cpu_us: f64,
+    /// Lines of its output that tell of the traffic, all rounds together; `None` if it does not tell of each
+    /// connection.
+    pub(crate) told: Option<u64>,
+    /// How many lines would tell of everything.
+    pub(crate) expected: Option<u64>,
+    /// What it says that it lost, all rounds together.
+    pub(crate) lost: u64,
+}
+
+/// What BPF programs take, by the kernel's own statistics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Kernel {
+    /// Nanoseconds a run of a program that does nothing: what the statistics themselves cost.
+    pub(crate) empty: Spread,
+    /// The programs.
+    pub(crate) programs: Vec<Program>,
+}
+
+/// One program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Program {
+    /// Who loaded it.
+    pub(crate) of: String,
+    /// Its name in the kernel, cut to 15 characters.
+    pub(crate) name: String,
+    /// Nanoseconds a run, the statistics' own cost included.
+    pub(crate) ns: Spread,
+    /// Runs for a connection.
+    pub(crate) runs: f64,
+}
+
+/// One kind of work in user space.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Work {
+    /// Which: `decode`, `tracker` (with decode), `json`, `text`.
+    pub(crate) name: String,
+    /// Instructions for each record or line; `None` without callgrind.
+    pub(crate) instructions: Option<f64>,
+    /// Records or lines a second of CPU time; `None` if only instructions were asked for.
+    pub(crate) per_second: Option<Spread>,
+}
+
+/// Memory of the tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// How many connections it tracked.
+    pub(crate) connections: u64,
+    /// Resident bytes that they took.
+    pub(crate) bytes: u64,
+    /// At most, while its table grew.
+    pub(crate) peak_bytes: u64,
+}
+
+/// One look at very many sockets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Once {
+    /// How many sockets there were.
+    pub(crate) sockets: u64,
+    /// Of how many processes.
+    pub(crate) processes: u64,
+    /// Seconds of `leaks --once`, with the second it waits between its two looks.
+    pub(crate) leaks_wall: Spread,
+    /// CPU seconds of it.
+    pub(crate) leaks_cpu: Spread,
+    /// Seconds of `ss -tanp`.
+    pub(crate) ss_wall: Spread,
+    /// CPU seconds of it.
+    pub(crate) ss_cpu: Spread,
+    /// How many sockets `leaks` called leaked; half of them are.
+    pub(crate) leaked: u64,
+}
+
+/// A command while nothing happens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Idle {
+    /// Which.
+    pub(crate) name: String,
+    /// Share of one CPU.
+    pub(crate) cpu: f64,
+    /// Times a second that it was woken.
+    pub(crate) wakeups: f64,
+}
+
+/// Something that could not be measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LeftOut {
+    /// What.
+    pub(crate) what: String,
+    /// Why.
+    pub(crate) why: String,
+}
