@@ -435,7 +435,7 @@ fn commands(name: &'static str) -> Vec<Shown> {
     found
 }
 
-const PAGES: [&str; 13] = [
+const PAGES: [&str; 14] = [
     "README.md",
     "README.zh-CN.md",
     "ARCHITECTURE.md",
@@ -447,6 +447,7 @@ const PAGES: [&str; 13] = [
     "docs/events.md",
     "docs/kernels.md",
     "docs/limitations.md",
+    "docs/performance.md",
     "docs/stacks.md",
     "docs/time-wait.md",
 ];
