@@ -104,12 +104,24 @@ impl Show {
                 self.out.flush()
             }
             Format::Text => {
-                let mut page = states::compose(report, self.top, offset);
-                let mut top = self.top.unwrap_or(usize::MAX).min(report.groups.len());
-                while !last && top > 0 && !self.out.fits(&page) {
-                    top -= 1;
-                    page = states::compose(report, Some(top), offset);
-                }
+                let compose = |top| states::compose(report, top, offset);
+                let page = match self.out.size() {
+                    Some((_, height)) if !last && report.by.is_some() => {
+                        // As many groups as fit; each takes a line at least.
+                        let groups = self.top.unwrap_or(usize::MAX).min(report.groups.len());
+                        let (mut fit, mut beyond) = (0, groups.min(height) + 1);
+                        while fit + 1 < beyond {
+                            let middle = usize::midpoint(fit, beyond);
+                            if self.out.fits(&compose(Some(middle))) {
+                                fit = middle;
+                            } else {
+                                beyond = middle;
+                            }
+                        }
+                        compose(Some(fit))
+                    }
+                    _ => compose(self.top),
+                };
                 self.out.separate();
                 self.out.draw(&page, last)
             }
