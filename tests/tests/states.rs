@@ -127,7 +127,7 @@ fn listed(lab: &Lab, wanted: impl Fn(&tests::Row) -> bool) -> Counts {
 /// What `ss -tan` lists there, by state.
 fn ss(lab: &Lab) -> Counts {
     let run = || Command::new("ss").arg("-tanH").output();
-    let output = lab.netns.inside(run).expect("ss is installed (iproute2)");
+    let output = lab.netns.inside(run).expect("ss, of the package iproute2");
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let mut counts = Counts::new();
