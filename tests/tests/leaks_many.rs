@@ -90,7 +90,10 @@ fn five_hundred_processes() {
         line.value["event"] == "report" && line.value["leaks"] == MANY
     });
     let once = lab.leaks_once(&["--older-than", OLD]);
-    for lines in [&once.lines, &leaks.finish_whole()] {
+    // Not `finish_whole`: a probe that has interrupted itself misses a record now and then.
+    let live = leaks.finish();
+    assert_eq!(live.code, Some(0), "{}", live.stderr);
+    for lines in [&once.lines, &live.lines] {
         let report = lines.report();
         assert_eq!(report.number("leaks"), MANY as u64);
         assert_eq!(report.number("sockets"), MANY as u64);
