@@ -2,9 +2,13 @@
 //! takes seconds to read.
 
 use std::{
+    collections::HashMap,
     io,
     path::PathBuf,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -14,7 +18,7 @@ use blazesym::symbolize::{
     source::{Elf, Source},
 };
 
-use super::process::Place;
+use super::{perf_map::PerfMap, process::Place};
 use crate::event::{Frame, Printable, Stack};
 
 /// What has been read of debug information is kept for so long after it was last needed: it can be large.
@@ -104,55 +108,88 @@ impl Names {
 }
 
 fn work(asked: &Receiver<Ask>, tell: &Sender<Answer>) {
-    let mut symbolizer = None;
-    let mut unnamed: Vec<Job> = Vec::new();
-    loop {
-        let ask = match asked.recv_timeout(KEPT) {
-            Ok(ask) => ask,
-            Err(RecvTimeoutError::Timeout) => {
-                symbolizer = None;
-                match asked.recv() {
-                    Ok(ask) => ask,
-                    Err(_) => return,
-                }
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
+    let mut work = Work::default();
+    for ask in asked {
+        let told = |stack: &Stack| {
+            let _ = tell.send(Answer::Stack(Box::new(stack.clone())));
         };
         match ask {
-            Ask::Name(mut job) => {
-                let symbolizer = symbolizer.get_or_insert_with(|| {
-                    // Debug files were looked for where the process lives; here they would be found by names
-                    // that mean something else.
-                    Symbolizer::builder()
-                        .set_debug_dirs(Some([] as [PathBuf; 0]))
-                        .build()
-                });
-                for place in &job.places {
-                    name(symbolizer, place, &mut job.stack.frames);
-                }
-                let _ = tell.send(Answer::Stack(Box::new(job.stack.clone())));
-                if job.stack.frames.iter().any(is_unnamed)
-                    && job
-                        .places
-                        .iter()
-                        .any(|place| matches!(place, Place::Made { map: Some(_), .. }))
-                {
-                    if unnamed.len() == MOST_UNNAMED {
-                        unnamed.remove(0);
-                    }
-                    unnamed.push(job);
-                }
-            }
-            Ask::Again => unnamed.retain_mut(|job| {
-                if rename(job) {
-                    let _ = tell.send(Answer::Stack(Box::new(job.stack.clone())));
-                }
-                job.stack.frames.iter().any(is_unnamed)
-            }),
+            Ask::Name(job) => work.name(job, told),
+            Ask::Again => work.again(Instant::now(), told),
         }
         if tell.send(Answer::Done).is_err() {
             return;
         }
+    }
+}
+
+/// What the thread keeps.
+#[derive(Default)]
+struct Work {
+    /// It has files open, and what was read of them; and when it was last needed.
+    symbolizer: Option<(Symbolizer, Instant)>,
+    unnamed: Vec<Unnamed>,
+}
+
+/// A stack with frames that have no name yet.
+struct Unnamed {
+    job: Job,
+    map: Arc<PerfMap>,
+    /// How many bytes of the map have been looked through.
+    read: u64,
+}
+
+impl Work {
+    fn name(&mut self, mut job: Job, told: impl FnOnce(&Stack)) {
+        let map = job.map();
+        let read = map.as_ref().map_or(0, |map| map.read().bytes);
+        let (symbolizer, needed) = self.symbolizer.get_or_insert_with(|| {
+            // Debug files were looked for where the process lives; here they would be found by names
+            // that mean something else.
+            let symbolizer = Symbolizer::builder().set_debug_dirs(Some([] as [PathBuf; 0]));
+            (symbolizer.build(), Instant::now())
+        });
+        for place in &job.places {
+            name(symbolizer, place, &mut job.stack.frames);
+        }
+        *needed = Instant::now();
+        told(&job.stack);
+        if let Some(map) = map
+            && job.stack.frames.iter().any(is_unnamed)
+        {
+            if self.unnamed.len() == MOST_UNNAMED {
+                self.unnamed.remove(0);
+            }
+            self.unnamed.push(Unnamed { job, map, read });
+        }
+    }
+
+    /// Looks at what runtimes have written meanwhile, once in each map, and forgets what is not needed.
+    fn again(&mut self, now: Instant, mut told: impl FnMut(&Stack)) {
+        let unneeded = |(_, needed): &mut (_, Instant)| now.duration_since(*needed) >= KEPT;
+        self.symbolizer.take_if(unneeded);
+        let mut maps = HashMap::new();
+        self.unnamed.retain_mut(|unnamed| {
+            let map = &unnamed.map;
+            let now = *maps.entry(Arc::as_ptr(map)).or_insert_with(|| map.read());
+            if now.bytes > unnamed.read {
+                unnamed.read = now.bytes;
+                if rename(&mut unnamed.job) {
+                    told(&unnamed.job.stack);
+                }
+            }
+            !now.is_over && unnamed.job.stack.frames.iter().any(is_unnamed)
+        });
+    }
+}
+
+impl Job {
+    /// What the runtime says of code it made. All frames are of one process, which has one map.
+    fn map(&self) -> Option<Arc<PerfMap>> {
+        self.places.iter().find_map(|place| match place {
+            Place::Made { map, .. } => map.clone(),
+            _ => None,
+        })
     }
 }
 
@@ -243,4 +280,32 @@ fn symbolize(symbolizer: &Symbolizer, path: PathBuf, address: u64, bare: &Frame)
         .collect();
     frames.push(frame(&symbol.name, symbol.code_info.as_deref(), false));
     frames
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{StackEnd, Via};
+
+    #[test]
+    fn debug_information_is_forgotten_though_it_is_looked_again_all_the_time() {
+        let mut work = Work::default();
+        let stack = Stack {
+            id: 1,
+            via: Via::Connect,
+            pid: 1,
+            frames: Vec::new(),
+            by_frame_pointer: 0,
+            end: StackEnd::Outermost,
+        };
+        let places = Vec::new();
+        work.name(Job { stack, places }, |_| ());
+        let named = Instant::now();
+        for seconds in 1..10 {
+            work.again(named + Duration::from_secs(seconds) - KEPT / 20, |_| ());
+        }
+        assert!(work.symbolizer.is_some());
+        work.again(named + KEPT, |_| ());
+        assert!(work.symbolizer.is_none());
+    }
 }

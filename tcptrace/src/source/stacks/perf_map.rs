@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::UNIX_EPOCH,
 };
 
@@ -14,7 +14,9 @@ use super::process::{Key, open_in, own_number};
 use crate::{event::Printable, kernel::clock};
 
 /// No more of a map is read.
-const MOST_BYTES: u64 = 128 << 20;
+const MOST_BYTES: u64 = 16 << 20;
+/// How much is read at once. What has no end of a line in so much is no map.
+const BLOCK: usize = 64 << 10;
 
 /// The map of a process, which its runtime goes on writing, or writes only at the end.
 pub(super) struct PerfMap {
@@ -26,11 +28,21 @@ pub(super) struct PerfMap {
     read: Mutex<Lines>,
 }
 
+/// How much of a map has been read.
+#[derive(Clone, Copy)]
+pub(super) struct Read {
+    pub(super) bytes: u64,
+    /// More will not come.
+    pub(super) is_over: bool,
+}
+
 #[derive(Default)]
 struct Lines {
     file: Option<File>,
     /// How many bytes have been read.
     until: u64,
+    /// No more of it is read.
+    is_over: bool,
     /// Start, end and name, in the order written.
     functions: Vec<(u64, u64, Box<str>)>,
 }
@@ -45,13 +57,12 @@ impl PerfMap {
             is_here: is_same_root(key.pid),
             read: Mutex::default(),
         };
-        let file = map.open();
+        let file = map.open(true);
         map.read.get_mut().ok()?.file = file;
         Some(map)
     }
 
-    fn open(&self) -> Option<File> {
-        let lives = self.key.check().is_ok();
+    fn open(&self, lives: bool) -> Option<File> {
         let root = match (lives, self.is_here) {
             (true, _) => format!("/proc/{}/root", self.key.pid),
             (false, true) => "/".to_owned(),
@@ -67,17 +78,32 @@ impl PerfMap {
         (written as i128 >= started).then_some(file)
     }
 
-    /// The function at this address. Of two, the one written last: the other has been thrown away.
-    pub(super) fn name(&self, address: u64) -> Option<Box<str>> {
-        let mut lines = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Reads what has been added. To be called before [`name`](Self::name).
+    pub(super) fn read(&self) -> Read {
+        // Before the file: what is not in it then will not come.
+        let lives = self.key.check().is_ok();
+        let mut lines = self.lines();
         if lines.file.is_none() {
-            lines.file = self.open();
+            lines.file = self.open(lives);
         }
         // An error ends the map where it is.
         let _ = lines.read();
+        Read {
+            bytes: lines.until,
+            is_over: !lives || lines.is_over,
+        }
+    }
+
+    /// The function at this address. Of two, the one written last: the other has been thrown away.
+    pub(super) fn name(&self, address: u64) -> Option<Box<str>> {
+        let lines = self.lines();
         let mut functions = lines.functions.iter().rev();
         let found = functions.find(|(start, end, _)| (*start..*end).contains(&address));
         found.map(|(_, _, name)| name.clone())
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,17 +126,19 @@ impl Lines {
         let Some(file) = &self.file else {
             return Ok(());
         };
-        let size = file.metadata()?.len().min(MOST_BYTES);
-        if size <= self.until {
-            return Ok(());
+        let mut bytes = vec![0; BLOCK];
+        while !self.is_over {
+            let read = file.read_at(&mut bytes, self.until)?;
+            let whole = bytes[..read].iter().rposition(|byte| *byte == b'\n');
+            let whole = whole.map_or(0, |at| at + 1);
+            let lines = bytes[..whole].split(|byte| *byte == b'\n');
+            self.functions.extend(lines.filter_map(parse));
+            self.until += whole as u64;
+            self.is_over = read == BLOCK && whole == 0 || self.until >= MOST_BYTES;
+            if read < BLOCK {
+                break;
+            }
         }
-        let mut bytes = vec![0; usize::try_from(size - self.until).unwrap_or(0)];
-        file.read_exact_at(&mut bytes, self.until)?;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n');
-        let whole = whole.map_or(0, |at| at + 1);
-        self.until += whole as u64;
-        let lines = bytes[..whole].split(|byte| *byte == b'\n');
-        self.functions.extend(lines.filter_map(parse));
         Ok(())
     }
 }
@@ -151,5 +179,36 @@ mod tests {
         ] {
             assert!(parse(wrong).is_none());
         }
+    }
+
+    #[test]
+    fn a_map_is_read_up_to_its_last_line_and_no_more_than_it_may_be() {
+        use std::io::Write as _;
+
+        let read = |parts: &[&[u8]]| {
+            let mut written = tempfile();
+            let mut lines = Lines {
+                file: Some(written.try_clone().unwrap()),
+                ..Lines::default()
+            };
+            for part in parts {
+                written.write_all(part).unwrap();
+                lines.read().unwrap();
+            }
+            (lines.functions.len(), lines.until, lines.is_over)
+        };
+        assert_eq!(read(&[b"10 1 a\n20 1"]), (1, 7, false));
+        assert_eq!(read(&[b"10 1 a\n20 1", b" b\n"]), (2, 14, false));
+        let many = b"10 1 a\n".repeat(100_000);
+        assert_eq!(read(&[&many]), (100_000, 700_000, false));
+        // No line, and what comes after it is not looked at.
+        assert_eq!(read(&[&[b'x'; BLOCK], b"\n10 1 a\n"]), (0, 0, true));
+        let (_, until, is_over) = read(&[&many.repeat(24), b"10 1 a\n"]);
+        assert!(is_over && until < MOST_BYTES + BLOCK as u64);
+    }
+
+    /// Open, and deleted.
+    fn tempfile() -> File {
+        File::from(rustix::fs::memfd_create("map", rustix::fs::MemfdFlags::CLOEXEC).unwrap())
     }
 }
