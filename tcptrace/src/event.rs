@@ -436,7 +436,8 @@ pub struct Stack {
     pub id: u32,
     /// Which call it is of.
     pub via: Via,
-    /// The process.
+    /// The process that was seen there; 0 if there are no frames because of `end`: then it is of all of whom
+    /// nothing else is known.
     pub pid: u32,
     /// Its frames, the innermost first.
     pub frames: Vec<Frame>,

@@ -31,24 +31,25 @@ use crate::{
     kernel::procfs,
 };
 
-/// How many different stacks are told of. Further ones have no frames.
+/// How many different stacks are known of processes that live. Further ones have no frames.
 const MOST_STACKS: usize = 1 << 14;
-/// How many processes are known. More than that, and those seen longest ago are looked up again.
+/// How many processes are known. More than that, and the one seen longest ago is forgotten.
 const MOST_PROCESSES: usize = 512;
 /// How often, at most, it is looked again what a process has mapped, for stacks not seen before.
 const MAPS_EVERY: Duration = Duration::from_millis(20);
 /// How long is waited at the end for names that are not found yet.
-const LAST_WAIT: Duration = Duration::from_secs(30);
+const LAST_WAIT: Duration = Duration::from_secs(3);
 
 /// See the [module](self).
 pub(super) struct Stacks {
     processes: HashMap<Key, Known>,
     modules: Modules,
+    /// Those of processes that are known.
     ids: HashMap<(Key, kernel::Via, Walked), u32>,
-    /// The last id given.
+    /// Of stacks without frames, of whatever process.
+    without: HashMap<(kernel::Via, StackEnd), u32>,
+    /// The last id given. None is given twice: sockets may still have it when its process is forgotten.
     last: u32,
-    /// The id of stacks beyond those that are told of; 0 while there are none.
-    beyond: u32,
     private_pids: bool,
     names: Names,
 }
@@ -57,6 +58,7 @@ pub(super) struct Stacks {
 struct Known {
     process: Result<Process, StackEnd>,
     maps_read: Instant,
+    seen: Instant,
 }
 
 impl Stacks {
@@ -65,8 +67,8 @@ impl Stacks {
             processes: HashMap::new(),
             modules: Modules::default(),
             ids: HashMap::new(),
+            without: HashMap::new(),
             last: 0,
-            beyond: 0,
             private_pids: procfs::has_private_pids(),
             names: Names::start()?,
         })
@@ -120,35 +122,23 @@ impl Stacks {
         if self.remap(&key) {
             at.2 = self.walk(&key, record);
         }
+        if at.2.addresses.is_empty() {
+            return self.without(via, at.2.end, each);
+        }
         let known = self.ids.len();
         let entry = match self.ids.entry(at) {
             Entry::Occupied(found) => return *found.get(),
+            Entry::Vacant(_) if known >= MOST_STACKS => {
+                return self.without(via, StackEnd::TooMany, each);
+            }
             Entry::Vacant(entry) => entry,
         };
         let (_, _, walked) = entry.key();
-        let mut stack = Stack {
-            id: self.last + 1,
-            via: match via {
-                kernel::Via::Connect => Via::Connect,
-                kernel::Via::Accept => Via::Accept,
-            },
-            pid: record.header.pid,
-            frames: Vec::new(),
-            by_frame_pointer: 0,
-            end: walked.end,
-        };
-        if known >= MOST_STACKS {
-            if self.beyond == 0 {
-                self.last += 1;
-                self.beyond = self.last;
-                each(&Event::Stack(Box::new(Stack {
-                    end: StackEnd::TooMany,
-                    ..stack
-                })));
-            }
-            return self.beyond;
-        }
         self.last += 1;
+        let mut stack = Stack {
+            pid: record.header.pid,
+            ..frameless(self.last, via, walked.end)
+        };
         let process = self.processes.get(&key);
         let mut places = Vec::new();
         if let Some(Ok(process)) = process.map(|known| &known.process) {
@@ -162,18 +152,37 @@ impl Stacks {
         id
     }
 
+    /// The stack that stands for all without frames, for this reason.
+    fn without(
+        &mut self,
+        via: kernel::Via,
+        end: StackEnd,
+        each: &mut impl FnMut(&Event),
+    ) -> u32 {
+        *self.without.entry((via, end)).or_insert_with(|| {
+            self.last += 1;
+            each(&Event::Stack(Box::new(frameless(self.last, via, end))));
+            self.last
+        })
+    }
+
     fn walk(&mut self, key: &Key, record: &kernel::Stack) -> Walked {
         if self.private_pids {
             return Walked::nowhere(StackEnd::PrivatePids);
         }
         if self.processes.len() >= MOST_PROCESSES && !self.processes.contains_key(key) {
-            self.processes.clear();
+            let oldest = self.processes.iter().min_by_key(|(_, known)| known.seen);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                self.processes.remove(&oldest);
+            }
         }
         let modules = &mut self.modules;
         let known = self.processes.entry(*key).or_insert_with(|| Known {
             process: Process::open(*key, modules),
             maps_read: Instant::now(),
+            seen: Instant::now(),
         });
+        known.seen = Instant::now();
         match &mut known.process {
             Ok(process) => walk::walk(process, record),
             Err(end) => Walked::nowhere(*end),
@@ -204,13 +213,14 @@ impl Stacks {
         }
     }
 
-    /// Now and then: forgets processes that have ended, so that their files are not kept, and has what
-    /// runtimes have written meanwhile looked at.
+    /// Now and then: forgets processes that have ended or could not be looked at, so that neither their files
+    /// nor their stacks are kept, and has what runtimes have written meanwhile looked at.
     pub(super) fn look(&mut self) {
-        self.processes.retain(|_, known| match &known.process {
-            Ok(process) => process.lives(),
-            Err(_) => true,
-        });
+        self.processes
+            .retain(|_, known| known.process.as_ref().is_ok_and(Process::lives));
+        let processes = &self.processes;
+        self.ids
+            .retain(|(key, _, _), _| processes.contains_key(key));
         self.modules.forget_unused();
         self.names.again();
     }
@@ -224,3 +234,21 @@ impl Stacks {
         }
     }
 }
+
+/// A stack without frames, so far.
+fn frameless(id: u32, via: kernel::Via, end: StackEnd) -> Stack {
+    Stack {
+        id,
+        via: match via {
+            kernel::Via::Connect => Via::Connect,
+            kernel::Via::Accept => Via::Accept,
+        },
+        pid: 0,
+        frames: Vec::new(),
+        by_frame_pointer: 0,
+        end,
+    }
+}
+
+#[cfg(test)]
+mod tests;
