@@ -449,12 +449,16 @@ fn frames(to: &mut String, stack: &Stack) -> Written {
 /// A function and where it is, as far as that is known.
 struct Place<'a>(&'a Frame);
 
-impl std::fmt::Display for Place<'_> {
+impl<'a> std::fmt::Display for Place<'a> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> Written {
         let frame = self.0;
-        let module = frame.module.as_deref().unwrap_or("made at run time");
+        // A recording may say anything.
+        let printable = |text: &'a str| Printable(text.as_bytes());
+        let module = printable(frame.module.as_deref().unwrap_or("made at run time"));
         let address = frame.address;
-        match (&frame.function, &frame.file) {
+        let function = frame.function.as_deref().map(printable);
+        let file = frame.file.as_deref().map(printable);
+        match (&function, &file) {
             (Some(function), Some(file)) => {
                 write!(f, "{function} at {file}")?;
                 if let Some(line) = frame.line {
@@ -730,5 +734,39 @@ impl std::fmt::Display for Quantiles<'_> {
             write!(f, "  ({} at least)", Count(self.0.at_least))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_of_a_hostile_recording_are_printable() {
+        let name = || Some("\u{1b}[2J\n\u{202e}".into());
+        let frame = |function, file| Frame {
+            function,
+            file,
+            line: Some(1),
+            module: name(),
+            ..Frame::default()
+        };
+        let named = [
+            frame(name(), name()),
+            frame(name(), None),
+            frame(None, None),
+            Frame {
+                made: true,
+                ..frame(name(), None)
+            },
+        ];
+        for frame in &named {
+            let shown = Place(frame).to_string();
+            assert!(shown.starts_with("\\u{1b}[2J\\n\\u{202e}") || shown.starts_with("? ("));
+            assert!(
+                !shown.contains(|char: char| char.is_control() || char == '\u{202e}'),
+                "{shown:?}"
+            );
+        }
     }
 }
