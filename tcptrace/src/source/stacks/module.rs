@@ -85,17 +85,17 @@ impl Module {
         }
         let addresses = |name| {
             let section = elf.section_by_name(name)?;
-            Some(section.address()..section.address() + section.size())
+            Some(section.address()..section.address().checked_add(section.size())?)
         };
         let section = |name| {
             let section = elf.section_by_name(name)?;
-            let bytes = section
-                .data()
-                .ok()
-                .filter(|_| section.size() <= MOST_BYTES)?;
+            // Before it is read: a file may be sparse, and claim any size.
+            if section.size() > MOST_BYTES {
+                return None;
+            }
             Some(Section {
-                addresses: section.address()..section.address() + section.size(),
-                bytes: bytes.into(),
+                addresses: section.address()..section.address().checked_add(section.size())?,
+                bytes: section.data().ok()?.into(),
             })
         };
         // What is code, and nothing else: at the seam between two segments one page of the file is in both,
