@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use super::process::{Key, open_in, own_number};
+use super::process::{Key, open_in, number_and_user};
 use crate::{event::Printable, kernel::clock};
 
 /// No more of a map is read.
@@ -23,6 +23,8 @@ pub(super) struct PerfMap {
     key: Key,
     /// The process's id in its own pid namespace.
     number: u32,
+    /// Its user, as files show it here.
+    uid: u32,
     /// The process sees the same files as this one, so that its map is to be found after its end.
     is_here: bool,
     read: Mutex<Lines>,
@@ -50,10 +52,11 @@ struct Lines {
 impl PerfMap {
     /// Where the map of this process is, or will be: in its own tree, under its own number.
     pub(super) fn of(key: Key) -> Option<Self> {
-        let number = own_number(key.pid)?;
+        let (number, uid) = number_and_user(key.pid)?;
         let mut map = Self {
             key,
             number,
+            uid,
             is_here: is_same_root(key.pid),
             read: Mutex::default(),
         };
@@ -71,8 +74,13 @@ impl PerfMap {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(CWD, root, flags, Mode::empty()).ok()?;
         let file = open_in(&root, &format!("tmp/perf-{}.map", self.number))?;
+        let metadata = file.metadata().ok()?;
+        // Anybody may write there; perf believes its own user and root, too.
+        if ![0, self.uid].contains(&metadata.uid()) {
+            return None;
+        }
         // Somebody who had this number before can have left one.
-        let written = file.metadata().ok()?.modified().ok()?;
+        let written = metadata.modified().ok()?;
         let written = written.duration_since(UNIX_EPOCH).ok()?.as_nanos();
         let started = i128::from(self.key.start_ns()) + i128::from(clock::boot_to_utc_ns());
         (written as i128 >= started).then_some(file)
@@ -210,5 +218,26 @@ mod tests {
     /// Open, and deleted.
     fn tempfile() -> File {
         File::from(rustix::fs::memfd_create("map", rustix::fs::MemfdFlags::CLOEXEC).unwrap())
+    }
+
+    #[test]
+    fn only_the_process_and_root_are_believed() {
+        let path = format!("/tmp/perf-{}.map", std::process::id());
+        fs::write(&path, "10 1 a\n").unwrap();
+        let key = Key::of_this();
+        let found = |uid| {
+            let mut map = PerfMap::of(key).unwrap();
+            map.uid = uid;
+            map.open(true).is_some()
+        };
+        let own = rustix::process::geteuid().as_raw();
+        let own_found = [found(own), found(own + 1)];
+        if own == 0 {
+            std::os::unix::fs::chown(&path, Some(4321), None).unwrap();
+        }
+        let others_found = [found(own), found(4321)];
+        fs::remove_file(&path).unwrap();
+        assert_eq!(own_found, [true, own == 0]);
+        assert_eq!(others_found, [own != 0, own == 0]);
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Key {
     pub(super) pid: u32,
     /// Since boot, in the ticks in which `/proc` tells it.
     start: u64,
-    start_stack: u64,
+    pub(super) start_stack: u64,
 }
 
 /// `USER_HZ` is 100 wherever Linux runs on x86-64.
@@ -36,6 +36,18 @@ impl Key {
             pid: record.header.pid,
             start: record.header.start / TICK_NS,
             start_stack: record.start_stack,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_this() -> Self {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let mut fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace();
+        let mut number = |skip| fields.nth(skip).unwrap().parse().unwrap();
+        Self {
+            pid: std::process::id(),
+            start: number(19),
+            start_stack: number(5),
         }
     }
 
@@ -308,15 +320,17 @@ pub(super) fn open_in(root: &OwnedFd, path: &str) -> Option<File> {
     file.metadata().ok()?.is_file().then_some(file)
 }
 
-/// The number that a process has in its own pid namespace.
-pub(super) fn own_number(pid: u32) -> Option<u32> {
+/// The number that a process has in its own pid namespace, and the user as whom it makes files.
+pub(super) fn number_and_user(pid: u32) -> Option<(u32, u32)> {
     let mut status = String::new();
     let mut file = File::open(format!("/proc/{pid}/status")).ok()?;
     file.read_to_string(&mut status).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))?;
-    line.split_ascii_whitespace().next_back()?.parse().ok()
+    // The last of pids is that in the innermost namespace; of users, that of the file system.
+    let last = |name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_ascii_whitespace().next_back()?.parse().ok()
+    };
+    Some((last("NSpid:")?, last("Uid:")?))
 }
 
 #[cfg(test)]

@@ -7,13 +7,11 @@ use super::*;
 /// A record of this process's stack, as the kernel would write it, with nothing copied but where it is.
 fn record(instruction: usize) -> Box<kernel::Stack> {
     let mut record = Box::new(kernel::Stack::new_zeroed());
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let after = stat.rsplit_once(')').unwrap().1;
-    let mut fields = after.split_ascii_whitespace();
+    let key = Key::of_this();
     record.header.kind = Kind::Stack as u8;
-    record.header.pid = std::process::id();
-    record.header.start = fields.nth(19).unwrap().parse::<u64>().unwrap() * 10_000_000;
-    record.start_stack = fields.nth(5).unwrap().parse().unwrap();
+    record.header.pid = key.pid;
+    record.header.start = key.start_ns();
+    record.start_stack = key.start_stack;
     record.via = kernel::Via::Connect as u32;
     record.instruction = instruction as u64;
     record.stack = 0x1000;
