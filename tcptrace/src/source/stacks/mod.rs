@@ -153,12 +153,7 @@ impl Stacks {
     }
 
     /// The stack that stands for all without frames, for this reason.
-    fn without(
-        &mut self,
-        via: kernel::Via,
-        end: StackEnd,
-        each: &mut impl FnMut(&Event),
-    ) -> u32 {
+    fn without(&mut self, via: kernel::Via, end: StackEnd, each: &mut impl FnMut(&Event)) -> u32 {
         *self.without.entry((via, end)).or_insert_with(|| {
             self.last += 1;
             each(&Event::Stack(Box::new(frameless(self.last, via, end))));

@@ -18,29 +18,25 @@ use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadCache, Seg
 
 use super::process::open_in;
 
-/// A file, as `/proc/PID/maps` names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct FileId {
-    pub(super) device: u64,
-    pub(super) inode: u64,
-}
-
-/// Files that are open, so that each is read once for all processes.
+/// Files that are open, so that each is read once for all processes: by device and inode of the open file.
+/// `/proc/PID/maps` has the device of the file system, in which subvolumes of btrfs have the same inodes.
 #[derive(Default)]
-pub(super) struct Modules(HashMap<FileId, Weak<Module>>);
+pub(super) struct Modules(HashMap<(u64, u64), Weak<Module>>);
 
 impl Modules {
     /// The number of a file that is gone can be another's; but this one is still open.
     pub(super) fn get(
         &mut self,
-        file: FileId,
-        open: impl FnOnce() -> Option<Module>,
+        file: File,
+        read: impl FnOnce(File) -> Option<Module>,
     ) -> Option<Arc<Module>> {
-        if let Some(module) = self.0.get(&file).and_then(Weak::upgrade) {
+        let metadata = file.metadata().ok()?;
+        let id = (metadata.dev(), metadata.ino());
+        if let Some(module) = self.0.get(&id).and_then(Weak::upgrade) {
             return Some(module);
         }
-        let module = Arc::new(open()?);
-        self.0.insert(file, Arc::downgrade(&module));
+        let module = Arc::new(read(file)?);
+        self.0.insert(id, Arc::downgrade(&module));
         Some(module)
     }
 

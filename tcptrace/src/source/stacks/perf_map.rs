@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use super::process::{Key, open_in, number_and_user};
+use super::process::{Key, number_and_user, open_in};
 use crate::{event::Printable, kernel::clock};
 
 /// No more of a map is read.

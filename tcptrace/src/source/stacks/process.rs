@@ -13,7 +13,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use tcptrace_ebpf as kernel;
 
 use super::{
-    module::{FileId, Module, Modules},
+    module::{Module, Modules},
     perf_map::PerfMap,
 };
 use crate::event::{Printable, StackEnd};
@@ -105,7 +105,8 @@ struct Mapping {
     start: u64,
     end: u64,
     offset: u64,
-    file: FileId,
+    /// 0 if no file is mapped.
+    inode: u64,
     name: Box<str>,
     module: Option<Arc<Module>>,
 }
@@ -117,7 +118,7 @@ pub(super) struct Process {
     /// In order.
     mappings: Vec<Mapping>,
     /// Which file is the program.
-    exe: Option<FileId>,
+    exe: Option<Arc<Module>>,
     perf_map: Option<Arc<PerfMap>>,
     pub(super) unwinder: UnwinderX86_64<Arc<[u8]>>,
     pub(super) cache: Box<CacheX86_64>,
@@ -168,11 +169,11 @@ impl Process {
             let Some(mut mapping) = parse(line) else {
                 continue;
             };
-            if mapping.file.inode != 0 {
-                mapping.module = modules.get(mapping.file, || {
-                    let file = open(pid, &mapping, root.as_ref())?;
-                    Module::read(file, &mapping.name, root.as_ref())
-                });
+            if mapping.inode != 0
+                && let Some(file) = open(pid, &mapping, root.as_ref())
+            {
+                let read = |file| Module::read(file, &mapping.name, root.as_ref());
+                mapping.module = modules.get(file, read);
             }
             if let Some(module) = &mapping.module
                 && let Some(bias) = module.bias(mapping.start, mapping.offset)
@@ -189,13 +190,10 @@ impl Process {
         // What was read belongs to the program that called, if that still runs now.
         self.key.check()?;
         self.exe = exe.ok().and_then(|exe| {
-            let first = mappings.iter().find(|mapping| {
-                mapping
-                    .module
-                    .as_ref()
-                    .is_some_and(|module| module.is(&exe))
-            });
-            first.map(|mapping| mapping.file)
+            let mut modules = mappings
+                .iter()
+                .filter_map(|mapping| mapping.module.as_ref());
+            modules.find(|module| module.is(&exe)).cloned()
         });
         if self.perf_map.is_none() {
             self.perf_map = PerfMap::of(self.key).map(Arc::new);
@@ -249,12 +247,15 @@ impl Process {
             return Place::File {
                 module: Arc::clone(module),
                 address: address.wrapping_sub(bias),
-                main: self.exe == Some(mapping.file),
+                main: self
+                    .exe
+                    .as_ref()
+                    .is_some_and(|exe| Arc::ptr_eq(exe, module)),
             };
         }
         if mapping.name.is_empty()
             || mapping.name.starts_with("[anon")
-            || mapping.file.inode != 0 && mapping.name.starts_with("/memfd:")
+            || mapping.inode != 0 && mapping.name.starts_with("/memfd:")
         {
             return Place::Made {
                 map: self.perf_map.clone(),
@@ -275,23 +276,19 @@ fn parse(line: &[u8]) -> Option<Mapping> {
     let (start, end) = text()?.split_once('-')?;
     let permissions = text()?;
     let offset = text()?;
-    let device = text()?;
+    let _device = text()?;
     let inode = text()?;
     if permissions.as_bytes().get(2) != Some(&b'x') {
         return None;
     }
     let name = fields.next().unwrap_or_default().trim_ascii();
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    let (major, minor) = device.split_once(':')?;
     let hex = |digits| u64::from_str_radix(digits, 16).ok();
     Some(Mapping {
         start: hex(start)?,
         end: hex(end)?,
         offset: hex(offset)?,
-        file: FileId {
-            device: hex(major)? << 32 | hex(minor)?,
-            inode: inode.parse().ok()?,
-        },
+        inode: inode.parse().ok()?,
         name: Printable(name).to_string().into(),
         module: None,
     })
@@ -308,7 +305,7 @@ fn open(pid: u32, mapping: &Mapping, root: Option<&OwnedFd>) -> Option<File> {
     }
     let path = mapping.name.strip_prefix('/')?;
     let file = open_in(root?, path)?;
-    let same = std::os::unix::fs::MetadataExt::ino(&file.metadata().ok()?) == mapping.file.inode;
+    let same = std::os::unix::fs::MetadataExt::ino(&file.metadata().ok()?) == mapping.inode;
     same.then_some(file)
 }
 
@@ -345,7 +342,7 @@ mod tests {
             (mapping.start, mapping.end, mapping.offset),
             (0x7f0c_0a22_8000, 0x7f0c_0a37_d000, 0x26000)
         );
-        assert_eq!(mapping.file.inode, 1_703_938);
+        assert_eq!(mapping.inode, 1_703_938);
         assert_eq!(&*mapping.name, "/usr/lib/x y.so");
         let deleted = b"1000-2000 r-xp 00000000 00:01 7   /tmp/a (deleted)";
         assert_eq!(&*parse(deleted).unwrap().name, "/tmp/a");
