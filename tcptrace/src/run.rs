@@ -337,6 +337,8 @@ fn live(
             [] => None,
             program => Some(Program::start(program)?),
         };
+        // Not before: the program would have it, too.
+        live.raise_file_limit();
         if live.is_traced() && program.is_none() {
             eprintln!("tcptrace: tracing");
         }

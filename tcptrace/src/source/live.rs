@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tcptrace_ebpf::{Counter, State};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -307,6 +308,21 @@ impl Live {
             Wake::Stop
         } else {
             Wake::Work
+        }
+    }
+
+    /// For stacks, the files of many processes are kept open: takes as many descriptors as this process may.
+    pub fn raise_file_limit(&self) {
+        if self.stacks.is_some() {
+            let limit = getrlimit(Resource::Nofile);
+            // Without, frames of files that cannot be opened have no names.
+            let _ = setrlimit(
+                Resource::Nofile,
+                Rlimit {
+                    current: limit.maximum,
+                    ..limit
+                },
+            );
         }
     }
 
