@@ -24,12 +24,14 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether it says something else than the one `before`: who, how many, why, or now also how fast.
+    /// Whether it says something else than the one `before`: who, how many, why, from where, or now also how
+    /// fast.
     pub(super) fn is_news_after(&self, before: &Self) -> bool {
         let gist = |leak: &Leak| {
             let first = leak.holders.first().map(|holding| holding.pid);
             let grows = leak.per_minute.is_some();
-            let stacks = leak.stacks.as_ref().map(|stacks| stacks.found.len());
+            // Names can come late.
+            let stacks = leak.stacks.as_ref().map(|stacks| stacks.found.clone());
             let gist = (leak.state, first, leak.sockets.len(), leak.causes());
             (gist, grows, stacks)
         };
@@ -262,4 +264,49 @@ fn count<T: Ord + Copy>(of: impl Iterator<Item = T>) -> Vec<(T, usize)> {
     let mut counts: Vec<(T, usize)> = counts.into_iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::event::{Frame, Stack, StackEnd};
+
+    #[test]
+    fn a_name_that_comes_late_is_news() {
+        let report = |sockets, function: Option<&str>| Report {
+            leaks: vec![Leak {
+                state: State::CloseWait,
+                holders: Vec::new(),
+                via: None,
+                uid: None,
+                sockets: Vec::new(),
+                per_minute: None,
+                clear: Vec::new(),
+                stacks: Some(Stacks {
+                    found: vec![(
+                        sockets,
+                        Rc::new(Stack {
+                            id: 0,
+                            via: crate::event::Via::Connect,
+                            pid: 0,
+                            frames: vec![Frame {
+                                function: function.map(Into::into),
+                                ..Frame::default()
+                            }],
+                            by_frame_pointer: 0,
+                            end: StackEnd::Outermost,
+                        }),
+                    )],
+                    without: Vec::new(),
+                }),
+            }],
+            ..Report::default()
+        };
+        let before = report(1, None);
+        assert!(!report(1, None).is_news_after(&before));
+        assert!(report(1, Some("a")).is_news_after(&before));
+        assert!(report(2, None).is_news_after(&before));
+    }
 }
