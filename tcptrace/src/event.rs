@@ -430,7 +430,7 @@ pub struct Called {
 }
 
 /// A stack of a process that connected or accepted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stack {
     /// Its number in this source, from 1.
     pub id: u32,

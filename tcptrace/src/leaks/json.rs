@@ -131,6 +131,8 @@ struct LeakLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     stacks: Option<Vec<StackFields<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    stacks_other: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     without_stack: Option<WithoutStack<'a>>,
 }
 
@@ -325,6 +327,7 @@ impl<'a> LeakLine<'a> {
                     .map(|(sockets, stack)| StackFields::new(*sockets, stack))
                     .collect()
             }),
+            stacks_other: stacks.map(|stacks| stacks.others(STACKS)),
             without_stack: stacks.map(|stacks| WithoutStack(&stacks.without)),
         }
     }

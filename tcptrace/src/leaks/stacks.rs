@@ -1,6 +1,9 @@
 //! From where in their programs leaked sockets were opened.
 
-use std::{collections::HashMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    rc::Rc,
+};
 
 use super::{Cause, report::Leaked};
 use crate::{
@@ -10,7 +13,12 @@ use crate::{
 
 /// Stacks that have been told of, by number.
 #[derive(Debug, Default)]
-pub(super) struct Known(HashMap<u32, Rc<Stack>>);
+pub(super) struct Known {
+    stacks: HashMap<u32, Rc<Stack>>,
+    /// Each kept once: processes that run the same program for a short time have the same ones, by other
+    /// numbers.
+    different: HashSet<Rc<Stack>>,
+}
 
 /// The stacks of a leak's sockets.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,39 +57,67 @@ impl Without {
 
 impl Known {
     pub(super) fn add(&mut self, stack: &Stack) {
-        self.0.insert(stack.id, Rc::new(stack.clone()));
+        let id = stack.id;
+        let stack = Rc::new(Stack {
+            id: 0,
+            pid: 0,
+            ..stack.clone()
+        });
+        let stack = match self.different.get(&stack) {
+            Some(same) => Rc::clone(same),
+            None => {
+                self.different.insert(Rc::clone(&stack));
+                stack
+            }
+        };
+        self.stacks.insert(id, stack);
     }
 
     /// Of these sockets.
     pub(super) fn of(&self, sockets: &[Leaked]) -> Stacks {
-        // Two processes can have been at the same place, and a compiler can have written a line out twice.
-        let mut found: HashMap<_, (usize, &Rc<Stack>)> = HashMap::new();
+        let mut ids = BTreeMap::new();
         let mut without = HashMap::new();
         for socket in sockets {
             let why = match socket.site.id() {
-                Some(id) => match self.0.get(&id) {
-                    Some(stack) => {
-                        let places: Vec<_> = stack.frames.iter().map(place).collect();
-                        let at = (stack.via, places, stack.end);
-                        found.entry(at).or_insert((0, stack)).0 += 1;
-                        continue;
-                    }
-                    None => Without::Pending,
-                },
+                Some(id) if self.stacks.contains_key(&id) => {
+                    *ids.entry(id).or_insert(0) += 1;
+                    continue;
+                }
+                Some(_) => Without::Pending,
                 None if socket.cause == Cause::NotAccepted => Without::NotAccepted,
                 None if socket.site == Site::BEFORE => Without::Before,
                 None => Without::Untold,
             };
             *without.entry(why).or_insert(0) += 1;
         }
-        let mut found: Vec<_> = found
-            .into_values()
-            .map(|(sockets, stack)| (sockets, Rc::clone(stack)))
+        // Two processes can have been at the same place, and a compiler can have written a line out twice.
+        let mut found: HashMap<_, (usize, u32, &Rc<Stack>)> = HashMap::new();
+        for (id, sockets) in ids {
+            let stack = &self.stacks[&id];
+            let places: Vec<_> = stack.frames.iter().map(place).collect();
+            let at = (stack.via, places, stack.end);
+            found.entry(at).or_insert((0, id, stack)).0 += sockets;
+        }
+        let mut found: Vec<_> = found.into_values().collect();
+        found.sort_by_key(|(sockets, first, _)| (std::cmp::Reverse(*sockets), *first));
+        let found = found
+            .into_iter()
+            .map(|(sockets, _, stack)| (sockets, Rc::clone(stack)))
             .collect();
-        found.sort_by_key(|(sockets, stack)| (std::cmp::Reverse(*sockets), stack.id));
         let mut without: Vec<_> = without.into_iter().collect();
         without.sort_by_key(|(why, sockets)| (std::cmp::Reverse(*sockets), *why));
         Stacks { found, without }
+    }
+}
+
+impl Stacks {
+    /// How many sockets were opened at other places than the first ones, as many as `shown`.
+    pub(super) fn others(&self, shown: usize) -> usize {
+        self.found
+            .iter()
+            .skip(shown)
+            .map(|(sockets, _)| sockets)
+            .sum()
     }
 }
 
@@ -223,7 +259,20 @@ mod tests {
         let found = known.of(&sockets);
         let counts: Vec<_> = found.found.iter().map(|(sockets, _)| *sockets).collect();
         assert_eq!(counts, [3, 2, 1, 1]);
+        assert_eq!([0, 1, 3, 9].map(|shown| found.others(shown)), [7, 4, 1, 0]);
         assert!(found.without.is_empty());
+    }
+
+    #[test]
+    fn the_same_stack_is_kept_once() {
+        let mut known = Known::default();
+        for id in 1..=1000 {
+            known.add(&Stack {
+                pid: id,
+                ..stack(id, Some(5), 100)
+            });
+        }
+        assert_eq!((known.stacks.len(), known.different.len()), (1000, 1));
     }
 
     #[test]

@@ -394,7 +394,8 @@ fn opened(to: &mut String, stacks: &Stacks) -> Written {
     if let Some(more @ 1..) = stacks.found.len().checked_sub(LISTED) {
         writeln!(
             to,
-            "           ... and from {} other {}",
+            "           ... and {} from {} other {}",
+            Count(stacks.others(LISTED) as u64),
             Count(more as u64),
             plural(more, "place", "places")
         )?;
