@@ -473,6 +473,8 @@ pub enum StackEnd {
     NoCode,
     /// It is deeper than the part that was copied, and there is no chain of frame pointers to go on by.
     BeyondCopy,
+    /// The stack could not be read: nothing of it was in memory.
+    Unreadable,
     /// It is deeper than is followed.
     TooDeep,
     /// No code of a program called: io_uring's worker, or the like.
@@ -487,6 +489,8 @@ pub enum StackEnd {
     PrivatePids,
     /// There were too many different stacks.
     TooMany,
+    /// What looks up names has failed.
+    NoNames,
 }
 
 /// A function that is being called.

@@ -170,8 +170,9 @@ pub(super) const fn why_no_more(end: StackEnd) -> Option<&'static str> {
              tables"
         }
         StackEnd::BeyondCopy => {
-            "deeper than the 8 KiB of stack that are copied, in code built without frame pointers"
+            "deeper than what is copied of a stack (up to 8 KiB), in code built without frame pointers"
         }
+        StackEnd::Unreadable => "the stack could not be read",
         StackEnd::TooDeep => "deeper than is followed",
         StackEnd::NoUser => "no code of a program called (a worker of io_uring, for example)",
         StackEnd::Bits32 => "a 32-bit program, which is not supported",
@@ -183,6 +184,7 @@ pub(super) const fn why_no_more(end: StackEnd) -> Option<&'static str> {
             "tcptrace is in a pid namespace of its own and cannot tell which process it is"
         }
         StackEnd::TooMany => "there were too many different stacks",
+        StackEnd::NoNames => "what looks up names in tcptrace has failed, which is a defect",
     })
 }
 

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel},
     },
     thread,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use blazesym::symbolize::{
 };
 
 use super::{perf_map::PerfMap, process::Place};
-use crate::event::{Frame, Printable, Stack};
+use crate::event::{Frame, Printable, Stack, StackEnd};
 
 /// What has been read of debug information is kept for so long after it was last needed: it can be large.
 const KEPT: Duration = Duration::from_secs(10);
@@ -46,6 +46,8 @@ pub(super) struct Names {
     told: Receiver<Answer>,
     /// How many answers are still to come.
     waiting: usize,
+    /// Stacks of which nothing has been told, without frames.
+    untold: HashMap<u32, Stack>,
 }
 
 enum Answer {
@@ -65,10 +67,12 @@ impl Names {
             ask,
             told,
             waiting: 0,
+            untold: HashMap::new(),
         })
     }
 
     pub(super) fn ask(&mut self, job: Job) {
+        self.untold.insert(job.stack.id, job.stack.clone());
         self.send(Ask::Name(job));
     }
 
@@ -78,7 +82,6 @@ impl Names {
     }
 
     fn send(&mut self, ask: Ask) {
-        // It ends with this.
         if self.ask.send(ask).is_ok() {
             self.waiting += 1;
         }
@@ -87,9 +90,14 @@ impl Names {
     /// A stack that has become known, if any has.
     pub(super) fn told(&mut self) -> Option<Box<Stack>> {
         loop {
-            match self.told.try_recv().ok()? {
-                Answer::Stack(stack) => return Some(stack),
-                Answer::Done => self.waiting -= 1,
+            match self.told.try_recv() {
+                Ok(answer) => {
+                    if let Some(stack) = self.answered(answer) {
+                        return Some(stack);
+                    }
+                }
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => return self.failed(),
             }
         }
     }
@@ -98,12 +106,43 @@ impl Names {
     pub(super) fn last(&mut self, deadline: Instant) -> Option<Box<Stack>> {
         while self.waiting > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.told.recv_timeout(left).ok()? {
-                Answer::Stack(stack) => return Some(stack),
-                Answer::Done => self.waiting -= 1,
+            match self.told.recv_timeout(left) {
+                Ok(answer) => {
+                    if let Some(stack) = self.answered(answer) {
+                        return Some(stack);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => self.waiting = 0,
             }
         }
-        None
+        // What was asked of a thread that had failed before.
+        self.told()
+    }
+
+    fn answered(&mut self, answer: Answer) -> Option<Box<Stack>> {
+        match answer {
+            Answer::Stack(stack) => {
+                self.untold.remove(&stack.id);
+                Some(stack)
+            }
+            Answer::Done => {
+                self.waiting -= 1;
+                None
+            }
+        }
+    }
+
+    /// The thread has ended before this, by a defect: what it has not told of will not come.
+    fn failed(&mut self) -> Option<Box<Stack>> {
+        self.waiting = 0;
+        let id = *self.untold.keys().next()?;
+        let stack = self.untold.remove(&id)?;
+        Some(Box::new(Stack {
+            by_frame_pointer: 0,
+            end: StackEnd::NoNames,
+            ..stack
+        }))
     }
 }
 
@@ -285,21 +324,12 @@ fn symbolize(symbolizer: &Symbolizer, path: PathBuf, address: u64, bare: &Frame)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{StackEnd, Via};
+    use crate::event::Via;
 
     #[test]
     fn debug_information_is_forgotten_though_it_is_looked_again_all_the_time() {
         let mut work = Work::default();
-        let stack = Stack {
-            id: 1,
-            via: Via::Connect,
-            pid: 1,
-            frames: Vec::new(),
-            by_frame_pointer: 0,
-            end: StackEnd::Outermost,
-        };
-        let places = Vec::new();
-        work.name(Job { stack, places }, |_| ());
+        work.name(job(1), |_| ());
         let named = Instant::now();
         for seconds in 1..10 {
             work.again(named + Duration::from_secs(seconds) - KEPT / 20, |_| ());
@@ -307,5 +337,50 @@ mod tests {
         assert!(work.symbolizer.is_some());
         work.again(named + KEPT, |_| ());
         assert!(work.symbolizer.is_none());
+    }
+
+    #[test]
+    fn without_the_thread_it_is_said_of_each_stack_that_it_has_no_names() {
+        let (ask, asked) = channel();
+        let (tell, told) = channel();
+        let mut names = Names {
+            ask,
+            told,
+            waiting: 0,
+            untold: HashMap::new(),
+        };
+        names.ask(job(1));
+        names.ask(job(2));
+        tell.send(Answer::Stack(Box::new(job(1).stack))).unwrap();
+        tell.send(Answer::Done).unwrap();
+        drop((asked, tell));
+        names.ask(job(3));
+        let ends = |names: &mut Names| -> Vec<_> {
+            let all = std::iter::from_fn(|| names.told());
+            let mut ends: Vec<_> = all.map(|stack| (stack.id, stack.end)).collect();
+            ends.sort_by_key(|(id, _)| *id);
+            ends
+        };
+        let failed = StackEnd::NoNames;
+        let all = [(1, StackEnd::Outermost), (2, failed), (3, failed)];
+        assert_eq!(ends(&mut names), all);
+        names.ask(job(4));
+        let last = names.last(Instant::now()).unwrap();
+        assert_eq!((last.id, last.end), (4, failed));
+        assert!(names.last(Instant::now()).is_none());
+    }
+
+    fn job(id: u32) -> Job {
+        Job {
+            stack: Stack {
+                id,
+                via: Via::Connect,
+                pid: 1,
+                frames: Vec::new(),
+                by_frame_pointer: 0,
+                end: StackEnd::Outermost,
+            },
+            places: Vec::new(),
+        }
     }
 }

@@ -88,3 +88,16 @@ fn of_too_many_processes_the_one_seen_longest_ago_is_forgotten() {
     gone.header.start = of(2);
     assert!(!stacks.processes.contains_key(&Key::of(&gone)));
 }
+
+#[test]
+fn of_a_stack_that_could_not_be_read_that_is_said() {
+    let mut stacks = stacks();
+    let mut record = record(ids as *const () as usize);
+    let walked = |stacks: &mut Stacks, record: &kernel::Stack| {
+        let walked = stacks.walk(&Key::of(record), record);
+        (walked.addresses.len(), walked.end)
+    };
+    assert_ne!(walked(&mut stacks, &record).1, StackEnd::Unreadable);
+    record.copied = 0;
+    assert_eq!(walked(&mut stacks, &record), (1, StackEnd::Unreadable));
+}

@@ -89,6 +89,7 @@ pub(super) fn walk(process: &mut Process, record: &Stack) -> Walked {
                 beyond = true;
                 // A table says where the frame is. A frame pointer may be any number, where there is none.
                 break match addresses.last() {
+                    _ if copy.is_empty() => StackEnd::Unreadable,
                     Some(last) if process.has_table(lookup(*last, addresses.len())) => {
                         StackEnd::BeyondCopy
                     }
