@@ -598,7 +598,7 @@ impl<'a> Story<'a> {
         })
     }
 
-    fn find(&self, end: usize) -> Option<Row> {
+    pub(crate) fn find(&self, end: usize) -> Option<Row> {
         let end = &self.ends[end];
         let diag = self
             .place
