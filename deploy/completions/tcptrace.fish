@@ -88,7 +88,17 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l netns -d 'N
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l pid -d 'Process that owns the socket' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l comm -d 'Name of that process, as in /proc/PID/comm' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l container -d 'Container the socket was made in: its name, or the beginning of its id' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l state -d 'Only sockets in this state (CLOSE_WAIT or close-wait); may be given again' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l state -d 'Only sockets in this state (CLOSE_WAIT or close-wait); may be given again' -r -f -a "ESTABLISHED\t''
+SYN_SENT\t''
+SYN_RECV\t''
+FIN_WAIT1\t''
+FIN_WAIT2\t''
+TIME_WAIT\t''
+CLOSE\t''
+CLOSE_WAIT\t''
+LAST_ACK\t''
+LISTEN\t''
+CLOSING\t''"
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -l fds -d 'Also every socket, and the descriptors by which processes hold it; by process unless --by says otherwise'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -s 4 -l ipv4 -d 'IPv4 only; IPv4 on an IPv6 socket is IPv4'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand states" -s 6 -l ipv6 -d 'IPv6 only'

@@ -209,7 +209,7 @@ pub struct States {
     #[command(flatten)]
     pub(crate) owners: OwnerFilters,
     /// Only sockets in this state (CLOSE_WAIT or close-wait); may be given again
-    #[arg(long = "state", value_name = "STATE", value_parser = parse_state, help_heading = FILTERS)]
+    #[arg(long = "state", value_name = "STATE", value_parser = StateParser(parse_state), hide_possible_values = true, help_heading = FILTERS)]
     pub(crate) states: Vec<State>,
 }
 
