@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use tcptrace_ebpf::State;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+};
 
 use crate::{
     cli::{Cli, Command, Common, Doctor, Format, LiveOptions, Record},
@@ -282,6 +285,38 @@ fn options(live: &LiveOptions, selection: &Selection) -> source::Options {
     }
 }
 
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// The signals that end a command in order: Ctrl-C and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// From now on they do not end the program by themselves. To be called inside a runtime.
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for one of them.
+    async fn come(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
 /// What the live loop asks of a command.
 enum Step<'a> {
     /// Take this.
@@ -300,18 +335,10 @@ fn live(
     program: &[OsString],
     mut step: impl FnMut(Step<'_>) -> io::Result<()>,
 ) -> Result<Option<ExitStatus>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         // With a program, signals are for that.
         let mut signals = match program {
-            [] => Some((
-                signal(SignalKind::interrupt())?,
-                signal(SignalKind::terminate())?,
-            )),
+            [] => Some(Signals::new()?),
             _ => None,
         };
         let mut live = Live::start(options)?;
@@ -351,12 +378,7 @@ fn live(
                 match (&mut program, &mut signals) {
                     // An error is told again when it is asked how the program ended.
                     (Some(program), _) => drop(program.ended().await),
-                    (None, Some((interrupt, terminate))) => {
-                        tokio::select! {
-                            _ = interrupt.recv() => {}
-                            _ = terminate.recv() => {}
-                        }
-                    }
+                    (None, Some(signals)) => signals.come().await,
                     (None, None) => std::future::pending().await,
                 }
             };

@@ -2,13 +2,10 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use anyhow::{Context as _, Result};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
-};
+use anyhow::Result;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::to_stdout;
+use super::{Signals, runtime, to_stdout};
 use crate::{
     cli::{Format, States},
     kernel::clock,
@@ -38,14 +35,8 @@ pub(super) fn run(args: States) -> Result<()> {
 
 /// Looks until a signal, or until the time is up.
 fn watch(show: &mut Show, every: Duration, duration: Option<Duration>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
+    runtime()?.block_on(async {
+        let mut signals = Signals::new()?;
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = duration.and_then(|duration| Instant::now().checked_add(duration));
@@ -60,8 +51,7 @@ fn watch(show: &mut Show, every: Duration, duration: Option<Duration>) -> Result
         loop {
             tokio::select! {
                 biased;
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
+                () = signals.come() => break,
                 () = &mut is_over => break,
                 _ = ticks.tick() => {}
             }
