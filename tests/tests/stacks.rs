@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tests::{Lab, Tcptrace, wait_until};
+use tests::{Lab, Lines, Tcptrace, wait_until};
 
 const SOURCE: &str = include_str!("../programs/opens.c");
 const OPTIONS: [&str; 6] = [
@@ -67,6 +67,10 @@ impl Folder {
         assert_eq!(run.status.code(), Some(0), "{said}");
         lines(&fs::read_to_string(file).expect("it was written"))
     }
+}
+
+fn values(lines: &Lines) -> Vec<Value> {
+    lines.0.iter().map(|line| line.value.clone()).collect()
 }
 
 /// A namespace in which nobody keeps the CPU busy.
@@ -451,12 +455,7 @@ fn sockets_from_before_have_none() {
         (found["sockets"] == 5 && found["stacks"][0]["sockets"] == 3).then(|| found.clone())
     };
     let live = wait_until("a leak of five", Duration::from_secs(20), || {
-        let lines: Vec<Value> = tcptrace
-            .lines()
-            .0
-            .iter()
-            .map(|line| line.value.clone())
-            .collect();
+        let lines = values(&tcptrace.lines());
         is_whole(&lines)
     });
     drop(tcptrace.finish());
@@ -471,12 +470,7 @@ fn sockets_from_before_have_none() {
         "--from",
         recording,
     ]);
-    let lines: Vec<Value> = replay
-        .lines
-        .0
-        .iter()
-        .map(|line| line.value.clone())
-        .collect();
+    let lines = values(&replay.lines);
     let replayed = is_whole(&lines).unwrap_or_else(|| panic!("{lines:#?}"));
     for leak in [&live, &replayed] {
         assert_eq!(leak["without_stack"], json!({"before": 2}), "{leak:#}");
@@ -496,12 +490,7 @@ fn sockets_from_before_have_none() {
         "--from",
         recording,
     ]);
-    let lines: Vec<Value> = plain
-        .lines
-        .0
-        .iter()
-        .map(|line| line.value.clone())
-        .collect();
+    let lines = values(&plain.lines);
     let leak = leaks(&lines).last().expect("a leak");
     assert_eq!(leak.get("stacks"), None, "{leak:#}");
 }

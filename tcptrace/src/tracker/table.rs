@@ -135,6 +135,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::tracker::tests::Random;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Entry(u64, usize);
@@ -152,13 +153,10 @@ mod tests {
     fn it_is_a_map() {
         let mut table = Table::new();
         let mut map = HashMap::new();
-        let mut random = 1_u64;
+        let mut random = Random::new(1);
         for step in 0..200_000 {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            let key = (random >> 33) % 5000;
-            match (random >> 20) % 3 {
+            let key = random.below(5000);
+            match random.below(3) {
                 0 => assert_eq!(
                     table.remove(key).map(|entry: Entry| entry.1),
                     map.remove(&key)

@@ -30,6 +30,7 @@ use State::{
     Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
     TimeWait as TimeWaitState,
 };
+pub(super) use story::Random;
 
 /// Boot time at which tests begin: long after boot, so that times before them exist.
 const BEGIN_NS: u64 = 1_000_000_000_000;

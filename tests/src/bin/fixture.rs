@@ -308,14 +308,7 @@ impl Sockets {
             // Gives the socket away over the UNIX socket at `path`, where another fixture receives.
             ["send", name, path] => {
                 let socket = self.take(name)?;
-                let way = UnixStream::connect(path)?;
-                sendmsg::<()>(
-                    way.as_raw_fd(),
-                    &[IoSlice::new(b".")],
-                    &[ControlMessage::ScmRights(&[socket.as_raw_fd()])],
-                    MsgFlags::empty(),
-                    None,
-                )?;
+                give(&UnixStream::connect(path)?, &socket)?;
                 Ok(json!({}))
             }
             ["receive", name, path] => {
@@ -343,13 +336,7 @@ impl Sockets {
             ["stash", name] => {
                 let socket = self.take(name)?;
                 let (way, end) = UnixStream::pair()?;
-                sendmsg::<()>(
-                    way.as_raw_fd(),
-                    &[IoSlice::new(b".")],
-                    &[ControlMessage::ScmRights(&[socket.as_raw_fd()])],
-                    MsgFlags::empty(),
-                    None,
-                )?;
+                give(&way, &socket)?;
                 // Both ends stay open as long as this process lives.
                 let _ = (way.into_raw_fd(), end.into_raw_fd());
                 Ok(json!({}))
@@ -543,6 +530,18 @@ impl Sockets {
         self.add(name, socket);
         Ok(json!({"local": local, "remote": remote}))
     }
+}
+
+/// Sends the socket over the other, where whoever receives gets a descriptor of it.
+fn give(way: &UnixStream, socket: &impl AsRawFd) -> Result<(), Errno> {
+    sendmsg::<()>(
+        way.as_raw_fd(),
+        &[IoSlice::new(b".")],
+        &[ControlMessage::ScmRights(&[socket.as_raw_fd()])],
+        MsgFlags::empty(),
+        None,
+    )
+    .map(drop)
 }
 
 fn bound(address: SocketAddr) -> Result<Socket, Failure> {

@@ -3,10 +3,10 @@
 use super::{memory::assert_balance, *};
 
 /// Random numbers that are the same every time (xorshift64*).
-pub(super) struct Random(u64);
+pub(in crate::tracker) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::tracker) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -18,7 +18,7 @@ impl Random {
     }
 
     /// Below `end`.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(in crate::tracker) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
