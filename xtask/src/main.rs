@@ -12,6 +12,7 @@ mod docs;
 mod linker;
 mod lint;
 mod node;
+mod packages;
 mod setup;
 mod test;
 mod vm;

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::command::{self, root};
+use crate::{
+    command::{self, root},
+    packages,
+};
 
 /// Where node is. An error tells why it cannot be had.
 pub(crate) fn provide() -> Result<PathBuf> {
@@ -29,7 +32,7 @@ pub(crate) fn provide() -> Result<PathBuf> {
 
 fn download(folder: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(folder);
-    let (tree, packages) = (folder.join("tree"), folder.join("packages"));
+    let (tree, downloads) = (folder.join("tree"), folder.join("packages"));
     for needed in [
         "lists/partial",
         "cache/archives/partial",
@@ -51,14 +54,7 @@ fn download(folder: &Path) -> Result<()> {
     let told = command::output(&mut install)?;
     let names: Vec<&str> = told.lines().filter_map(package).collect();
     ensure!(!names.is_empty(), "apt has no package nodejs");
-    command::output(
-        apt(folder)
-            .arg("download")
-            .args(&names)
-            .current_dir(&packages),
-    )?;
-    for entry in fs::read_dir(&packages)? {
-        let package = entry?.path();
+    for package in packages::download(apt(folder), &names, &downloads)? {
         let mut unpack = Command::new("dpkg-deb");
         command::output(unpack.arg("--extract").arg(package).arg(&tree))?;
     }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::kernels::{Kernel, Release, Series, newest_builds};
-use crate::command;
+use crate::{command, packages};
 
 /// Suites of the archive that have kernels of different series: older ones, the stable one, backports,
 /// and the unstable one.
@@ -121,17 +121,8 @@ impl Apt {
         let _ = fs::remove_dir_all(&downloads);
         let unpacked = downloads.join("unpacked");
         fs::create_dir_all(&unpacked)?;
-        command::output(
-            self.command("apt-get")
-                .arg("download")
-                .args(packages)
-                .current_dir(&downloads),
-        )?;
-        for entry in fs::read_dir(&downloads)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "deb") {
-                unpack(&path, &unpacked)?;
-            }
+        for package in packages::download(self.command("apt-get"), packages, &downloads)? {
+            unpack(&package, &unpacked)?;
         }
         let kernel = Kernel::gather(release, &unpacked, kernels)?;
         fs::remove_dir_all(&downloads)?;
