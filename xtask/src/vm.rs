@@ -302,8 +302,19 @@ fn on(
     };
     let outcome = machine.run()?;
     fs::remove_file(&initramfs)?;
-    let passed = verdict::verdict(&outcome, &plan)
-        .with_context(|| format!("the console log is {}", log.display()))?;
+    let passed = match verdict::verdict(&outcome, &plan) {
+        Ok(passed) => passed,
+        Err(error) => {
+            // Where only this output is kept, the log is lost.
+            let text = String::from_utf8_lossy(&fs::read(&log)?).replace('\r', "");
+            let said = verdict::last_words(&text).into_iter();
+            let said: Vec<String> = said
+                .map(|line| format!("vm: {:<32} | {line}", kernel.name))
+                .collect();
+            eprintln!("{}", said.join("\n"));
+            return Err(error.context(format!("the console log is {}", log.display())));
+        }
+    };
     let counts = instructions::counts(outcome.figures());
     let statuses = works::statuses(outcome.figures());
     let mut told = Vec::new();

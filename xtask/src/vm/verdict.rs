@@ -58,6 +58,34 @@ pub(super) fn verdict(outcome: &Outcome, plan: &Plan) -> Result<String> {
     ))
 }
 
+/// What a console log says of a failure: what failed tests printed, or else its last lines.
+pub(super) fn last_words(log: &str) -> Vec<&str> {
+    let lines: Vec<&str> = log.lines().collect();
+    let mut said = Vec::new();
+    let mut from = None;
+    for (at, line) in lines.iter().enumerate() {
+        if *line == FAILURES && from.is_none() {
+            from = Some(at);
+        } else if line.starts_with("test result: ") {
+            if let Some(from) = from.take() {
+                said.extend(&lines[from..=at]);
+            }
+        } else if line.starts_with("guest: running ") {
+            from = None;
+        }
+    }
+    if said.is_empty() {
+        said.extend(&lines[lines.len().saturating_sub(LAST)..]);
+    }
+    said
+}
+
+/// Where a test program begins to say what failed.
+const FAILURES: &str = "failures:";
+
+/// How many lines are shown of a machine that did not come to say what failed.
+const LAST: usize = 40;
+
 /// `: why`, if the machine had to be stopped.
 fn after(outcome: &Outcome) -> String {
     match &outcome.stalled {
@@ -103,6 +131,26 @@ mod tests {
     fn all_is_well() {
         let verdict = of(&[STARTED, ENDED, DONE], None).expect("it passed");
         assert_eq!(verdict, "3 tests on 6.1.0-50 in 90 s");
+    }
+
+    #[test]
+    fn a_failure_can_be_read_without_the_log() {
+        let log = "guest: running ports\ntest result: ok. 3 passed\nguest: running loss\n\
+                   test a ... FAILED\n\nfailures:\n\n---- a stdout ----\nleft: 1\n\nfailures:\n    a\n\n\
+                   test result: FAILED. 1 passed\nguest: running tree\ntest b ... ok\ntest result: ok. 1 passed";
+        let said = last_words(log).join("\n");
+        assert!(
+            said.starts_with("failures:\n\n---- a stdout ----\nleft: 1"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with("    a\n\ntest result: FAILED. 1 passed"),
+            "{said}"
+        );
+        // A panic of the kernel: whatever came last.
+        let log: String = (0..100).map(|line| format!("line {line}\n")).collect();
+        assert_eq!(last_words(&log).first(), Some(&"line 60"));
+        assert_eq!(last_words("one"), ["one"]);
     }
 
     #[test]
