@@ -359,12 +359,16 @@ fn what_was_sent_again_is_counted() {
     });
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let next = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+    let start = Instant::now();
     connect(&next, &address).unwrap_err();
     let next = cookie(&next);
     let begun = find(&[State::SynSent], next).unwrap();
-    assert_eq!((begun.timer, begun.retransmits), (Timer::Retransmit, 0));
-    let again = wait_for("a second SYN", || {
-        find(&[State::SynSent], next).filter(|entry| entry.retransmits > 0)
+    assert_eq!(begun.timer, Timer::Retransmit);
+    // The first SYN is sent again after a second, which a busy machine can let pass.
+    if start.elapsed() < Duration::from_secs(1) {
+        assert_eq!(begun.retransmits, 0);
+    }
+    wait_for("another SYN", || {
+        find(&[State::SynSent], next).filter(|entry| entry.retransmits > begun.retransmits)
     });
-    assert_eq!(again.retransmits, 1);
 }
