@@ -9,7 +9,7 @@ use aya_ebpf::{
 use tcptrace_ebpf::{Field, Header, Kind, Via};
 
 use crate::{
-    kernel::{Probe, Read, Tuple, write_header},
+    kernel::{Common, Probe, Read, Typed, write_header, write_task},
     output, select, stack,
 };
 
@@ -49,16 +49,17 @@ pub(crate) fn sys_exit_accept4(ctx: TracePointContext) -> i32 {
 #[inline(always)]
 fn returned(ctx: &TracePointContext) {
     // SAFETY: `struct syscall_trace_exit` (kernel/trace/trace.h): an 8-byte head, the number, and
-    // `long ret` at 16; the same on every 64-bit kernel. The rest is read by helper.
+    // `long ret` at 16; the same on every 64-bit kernel. `current` is typed, and so is what it points to,
+    // down to the table of files; the rest is read by helper.
     unsafe {
         let fd: i64 = core::ptr::read_volatile(ctx.as_ptr().cast::<u8>().add(16).cast());
         if fd < 0 {
             return;
         }
         let task: *const u8 = bpf_get_current_task_btf().cast();
-        let files: *const u8 = Probe::field(task, Field::TaskFiles);
-        let table: *const u8 = Probe::field(files, Field::FilesTable);
-        let fds: *const u8 = Probe::field(table, Field::TableFds);
+        let files: *const u8 = Typed::field(task, Field::TaskFiles);
+        let table: *const u8 = Typed::field(files, Field::FilesTable);
+        let fds: *const u8 = Typed::field(table, Field::TableFds);
         let file: *const u8 = Probe::read(fds.add(fd as usize * size_of::<usize>()));
         let socket: *const u8 = Probe::field(file, Field::FilePrivate);
         accepted(ctx, Probe::field(socket, Field::SocketSock));
@@ -73,17 +74,23 @@ unsafe fn accepted<C: EbpfContext>(ctx: &C, sk: *const u8) {
     }
     // SAFETY: a full socket; all reads are by helper.
     unsafe {
-        let tuple = Tuple::read::<Probe>(sk, Probe::field(sk, Field::InetLocalPort));
         let protocol: u16 = Probe::field(sk, Field::SkProtocol);
-        if !tuple.is_inet() || protocol != IPPROTO_TCP || !select::socket(&tuple, false) {
+        if protocol != IPPROTO_TCP {
             return;
         }
-        let cookie: u64 = Probe::field(sk, Field::SkcCookie);
+        let mut common = Common::new();
+        common.copy(sk);
+        let tuple = common.tuple(Probe::field(sk, Field::InetLocalPort));
+        if !tuple.is_inet() || !select::socket(&tuple, false) {
+            return;
+        }
+        let cookie: u64 = common.field(Field::SkcCookie);
         let Some(mut room) = output::reserve::<Header>() else {
             return;
         };
         let record = room.as_mut_ptr();
         write_header(record, Kind::Accept, cookie, &tuple);
+        write_task(record);
         let socket: *const u8 = Probe::field(sk, Field::SkSocket);
         let file: *const u8 = Probe::field(socket, Field::SocketFile);
         let inode: *const u8 = Probe::field(file, Field::FileInode);

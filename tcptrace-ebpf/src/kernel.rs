@@ -1,6 +1,6 @@
 //! Reading the kernel's structs at offsets that are constants by the time the verifier looks.
 
-use core::{ffi::c_void, ptr};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     Global,
@@ -78,12 +78,64 @@ pub(crate) struct Probe;
 impl Read for Probe {
     #[inline(always)]
     unsafe fn read<T: Copy>(at: *const u8) -> T {
-        let mut value = core::mem::MaybeUninit::<T>::zeroed();
-        // SAFETY: the helper checks the source and zeroes the destination when it cannot read; every T
-        // here is an integer, an array of them, or a pointer that is again only probed.
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper checks the source and zeroes the destination when it cannot read, so that it is
+        // always written; every T here is an integer, or a pointer that is again only probed.
         unsafe {
             bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, at.cast());
             value.assume_init()
+        }
+    }
+}
+
+/// How much of a `sock_common` is copied at once. All of it that is read lies in the first 96 bytes on x86-64
+/// (5.13 to 7.2); a field beyond would be refused by the verifier, not misread.
+const COMMON_SIZE: usize = 128;
+
+/// A copy of the beginning of a `sock_common` that the verifier does not know the type of: one call of a
+/// helper instead of a dozen.
+pub(crate) struct Common(MaybeUninit<[u64; COMMON_SIZE / 8]>);
+
+impl Common {
+    /// Room for it.
+    #[inline(always)]
+    pub(crate) const fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    /// Copies the one at `sk`; zeros where nothing is mapped.
+    ///
+    /// # Safety
+    /// `sk` must be the address of a `sock_common`.
+    #[inline(always)]
+    pub(crate) unsafe fn copy(&mut self, sk: *const u8) {
+        // SAFETY: the helper fills the copy whatever is at `sk`. Every socket, timewait sockets as well, is
+        // larger.
+        unsafe {
+            bpf_probe_read_kernel(
+                self.0.as_mut_ptr().cast(),
+                COMMON_SIZE as u32,
+                sk.cast::<c_void>(),
+            );
+        }
+    }
+
+    /// `field` of it, once it is copied.
+    #[inline(always)]
+    pub(crate) fn field<T: Copy>(&self, field: Field) -> T {
+        // SAFETY: the offset is of the running kernel's `sock_common`, and the verifier has checked that it
+        // lies in the copy, and that there is one.
+        unsafe { Typed::field(self.0.as_ptr().cast(), field) }
+    }
+
+    /// The numbers that name the socket; `local_port` (network byte order) is kept elsewhere.
+    #[inline(always)]
+    pub(crate) fn tuple(&self, local_port: u16) -> Tuple {
+        let net: *const u8 = self.field(Field::SkcNet);
+        // SAFETY: the copy is read like memory of a known type; the rest by helper.
+        unsafe {
+            let netns = Probe::field(net, Field::NetInode);
+            Tuple::read(self.0.as_ptr().cast(), local_port, netns)
         }
     }
 }
@@ -107,35 +159,35 @@ const AF_INET6: u16 = 10;
 const MAPPED: u32 = 0xffff_u32.to_be();
 
 impl Tuple {
-    /// From the `sock_common` at `sk` and the local port (network byte order) that is kept elsewhere.
+    /// From the `sock_common` at `sk`, and what is kept elsewhere: the local port (network byte order), and
+    /// the namespace's inode number.
     ///
     /// # Safety
-    /// `sk` must be readable through `R`.
+    /// The verifier must know what is at `sk`.
     #[inline(always)]
-    pub(crate) unsafe fn read<R: Read>(sk: *const u8, local_port: u16) -> Self {
+    pub(crate) unsafe fn read(sk: *const u8, local_port: u16, netns: u32) -> Self {
         // SAFETY: the caller's promise; the offsets come from the running kernel's BTF.
         unsafe {
-            let family: u16 = R::field(sk, Field::SkcFamily);
-            let net: *const u8 = R::field(sk, Field::SkcNet);
+            let family: u16 = Typed::field(sk, Field::SkcFamily);
             let (local, remote) =
                 if family == AF_INET6 && has(Field::SkcLocalAddr6) && has(Field::SkcRemoteAddr6) {
                     (
-                        address6::<R>(sk, Field::SkcLocalAddr6),
-                        address6::<R>(sk, Field::SkcRemoteAddr6),
+                        address6(sk, Field::SkcLocalAddr6),
+                        address6(sk, Field::SkcRemoteAddr6),
                     )
                 } else {
                     (
-                        [0, 0, MAPPED, R::field(sk, Field::SkcLocalAddr)],
-                        [0, 0, MAPPED, R::field(sk, Field::SkcRemoteAddr)],
+                        [0, 0, MAPPED, Typed::field(sk, Field::SkcLocalAddr)],
+                        [0, 0, MAPPED, Typed::field(sk, Field::SkcRemoteAddr)],
                     )
                 };
             Self {
                 local,
                 remote,
                 local_port: u16::from_be(local_port),
-                remote_port: u16::from_be(R::field(sk, Field::SkcRemotePort)),
+                remote_port: u16::from_be(Typed::field(sk, Field::SkcRemotePort)),
                 family,
-                netns: R::field(net, Field::NetInode),
+                netns,
             }
         }
     }
@@ -161,15 +213,15 @@ impl Tuple {
 
 /// An IPv6 address, word by word: `in6_addr` has no member of 8 bytes, so the verifier allows none.
 #[inline(always)]
-unsafe fn address6<R: Read>(sk: *const u8, field: Field) -> [u32; 4] {
+unsafe fn address6(sk: *const u8, field: Field) -> [u32; 4] {
     // SAFETY: as for `Tuple::read`.
     unsafe {
         let at = sk.add(offset(field) as usize);
         [
-            R::read(at),
-            R::read(at.add(4)),
-            R::read(at.add(8)),
-            R::read(at.add(12)),
+            Typed::read(at),
+            Typed::read(at.add(4)),
+            Typed::read(at.add(8)),
+            Typed::read(at.add(12)),
         ]
     }
 }
@@ -179,25 +231,49 @@ const PF_EXITING: u32 = 0x0000_0004;
 /// `PF_KTHREAD` (`include/linux/sched.h`).
 const PF_KTHREAD: u32 = 0x0020_0000;
 
-/// Writes the header's common part: time, socket, and the task on this CPU.
+/// Writes the header's common part: time and socket. Of the task, zeros: see [`write_task`].
 ///
 /// # Safety
 /// `header` must point into reserved ring buffer memory.
 #[inline(always)]
 pub(crate) unsafe fn write_header(header: *mut Header, kind: Kind, cookie: u64, tuple: &Tuple) {
+    // SAFETY: the caller's promise. Members are written one by one, in memory that the verifier knows; the
+    // arrays are read back as words of the same bytes. `comm` is 8-aligned.
+    unsafe {
+        (*header).time = bpf_ktime_get_boot_ns();
+        (*header).cookie = cookie;
+        // Volatile: of zeros side by side the compiler makes a call of a loop that writes them byte by byte.
+        (&raw mut (*header).cgroup).write_volatile(0);
+        (*header).start = 0;
+        write_words(&raw mut (*header).local_addr, tuple.local);
+        write_words(&raw mut (*header).remote_addr, tuple.remote);
+        let comm: *mut u64 = (&raw mut (*header).comm).cast();
+        comm.write_volatile(0);
+        comm.add(1).write_volatile(0);
+        (*header).netns = tuple.netns;
+        (*header).inode = 0;
+        (*header).pid = 0;
+        (*header).uid = 0;
+        (*header).local_port = tuple.local_port;
+        (*header).remote_port = tuple.remote_port;
+        (*header).kind = kind as u8;
+        (*header).family = tuple.family as u8;
+        (*header).flags = 0;
+    }
+}
+
+/// Writes the task on this CPU into the header.
+///
+/// # Safety
+/// As for [`write_header`], which has written the rest.
+#[inline(always)]
+pub(crate) unsafe fn write_task(header: *mut Header) {
     // SAFETY: the caller's promise; `current` is typed and always valid, its group leader as well.
-    // Members are written one by one, in memory that the verifier knows; the two address arrays are
-    // read back as words of the same bytes.
     unsafe {
         let task: *const u8 = bpf_get_current_task_btf().cast();
         let leader: *const u8 = Typed::field(task, Field::TaskLeader);
         let flags: u32 = Typed::field(task, Field::TaskFlags);
-        (*header).time = bpf_ktime_get_boot_ns();
-        (*header).cookie = cookie;
-        (*header).cgroup = 0;
         (*header).start = Typed::field(leader, Field::TaskStart);
-        write_words(&raw mut (*header).local_addr, tuple.local);
-        write_words(&raw mut (*header).remote_addr, tuple.remote);
         let comm = &raw mut (*header).comm;
         // An array of bytes is out of reach of a typed load of 8.
         bpf_probe_read_kernel(
@@ -207,16 +283,10 @@ pub(crate) unsafe fn write_header(header: *mut Header, kind: Kind, cookie: u64, 
                 .add(offset(Field::TaskComm) as usize)
                 .cast::<c_void>(),
         );
-        (*header).netns = tuple.netns;
-        (*header).inode = 0;
         (*header).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*header).uid = bpf_get_current_uid_gid() as u32;
-        (*header).local_port = tuple.local_port;
-        (*header).remote_port = tuple.remote_port;
-        (*header).kind = kind as u8;
-        (*header).family = tuple.family as u8;
         // Without branches: the verifier follows both ways of each.
-        (*header).flags = (u16::from(flags & PF_KTHREAD != 0) * Flags::KTHREAD)
+        (*header).flags |= (u16::from(flags & PF_KTHREAD != 0) * Flags::KTHREAD)
             | (u16::from(flags & PF_EXITING != 0) * Flags::EXITING)
             | (u16::from(tree::contains(leader)) * Flags::IN_TREE);
     }

@@ -3,7 +3,6 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     macros::map,
     maps::{PerCpuArray, RingBuf, ring_buf::RingBufEntry},
 };
@@ -18,41 +17,32 @@ static RECORDS: RingBuf = RingBuf::with_byte_size(4096, 0);
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 
 /// Room for one record in the ring buffer.
-pub(crate) struct Room<T: 'static> {
-    entry: RingBufEntry<T>,
-    wake: u32,
-}
+pub(crate) struct Room<T: 'static>(RingBufEntry<T>);
 
 /// Reserves room for a record; counts it as lost when there is none.
 #[inline(always)]
 pub(crate) fn reserve<T: 'static>() -> Option<Room<T>> {
-    // A reader that has something to read is awake, or looks again within 20 ms. So only the record
-    // that ends an empty spell wakes it. Ask before reserving: afterwards it is never empty.
-    let wake = if RECORDS.query(u64::from(BPF_RB_AVAIL_DATA)) == 0 {
-        BPF_RB_FORCE_WAKEUP
-    } else {
-        BPF_RB_NO_WAKEUP
-    };
-    match RECORDS.reserve::<T>(0) {
-        Some(entry) => Some(Room { entry, wake }),
-        None => {
-            count(Counter::Lost);
-            None
-        }
+    let entry = RECORDS.reserve::<T>(0);
+    if entry.is_none() {
+        count(Counter::Lost);
     }
+    entry.map(Room)
 }
 
 impl<T> Room<T> {
     /// Where the record goes.
     #[inline(always)]
     pub(crate) fn as_mut_ptr(&mut self) -> *mut T {
-        MaybeUninit::as_mut_ptr(&mut self.entry)
+        MaybeUninit::as_mut_ptr(&mut self.0)
     }
 
     /// Hands the record over. Every byte of it must have been written.
     #[inline(always)]
     pub(crate) fn submit(self) {
-        self.entry.submit(u64::from(self.wake));
+        // Without flags the kernel wakes the reader if it has read all that came before
+        // (`bpf_ringbuf_commit()`, 5.8 to 7.2). A reader that has something to read is awake, or looks again
+        // within 20 ms.
+        self.0.submit(0);
     }
 }
 

@@ -51,7 +51,8 @@ impl Flags {
 /// What every record begins with: when, which socket, and who ran on the CPU.
 ///
 /// Who ran is not who owns the socket: in softirq it is whoever was interrupted. The user side
-/// decides when to believe it.
+/// decides when to believe it. Where it never would (a change that nobody who held the socket's lock made,
+/// unless it may be the end of a process; a timewait socket) that is not written, but zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     not(target_arch = "bpf"),

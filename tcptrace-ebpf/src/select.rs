@@ -7,12 +7,15 @@ use tcptrace_ebpf::State;
 
 use crate::kernel::{Tuple, config};
 
-/// Whether a transition is wanted.
+/// Whether a transition between these states is wanted, of whatever socket.
+#[inline(always)]
+pub(crate) fn states(old: u8, new: u8) -> bool {
+    config!(wanted[(old & 15) as usize]) & (1 << (new & 15)) != 0
+}
+
+/// Whether a transition between wanted states is wanted of this socket.
 #[inline(always)]
 pub(crate) fn transition(old: u8, new: u8, tuple: &Tuple) -> bool {
-    if config!(wanted[(old & 15) as usize]) & (1 << (new & 15)) == 0 {
-        return false;
-    }
     // A listener's address says nothing about its connections, and its process may own them all.
     let listener =
         new == State::Listen as u8 || (old == State::Listen as u8 && new == State::Close as u8);

@@ -10,7 +10,7 @@ use aya_log_ebpf::warn;
 use tcptrace_ebpf::{Caller, Field, Kind, State, TextRange, TimeWait};
 
 use crate::{
-    kernel::{CONFIG, Probe, Read, Tuple, has, write_header},
+    kernel::{CONFIG, Common, Probe, Read, has, write_header},
     output, select,
 };
 
@@ -31,11 +31,13 @@ pub(crate) unsafe fn write(
 ) {
     // SAFETY: the caller's promise; every read is by helper.
     unsafe {
-        let tuple = Tuple::read::<Probe>(tw, Probe::field(tw, Field::TwLocalPort));
+        let mut common = Common::new();
+        common.copy(tw);
+        let tuple = common.tuple(Probe::field(tw, Field::TwLocalPort));
         if !tuple.is_inet() || !select::socket(&tuple, false) {
             return;
         }
-        let cookie: u64 = Probe::field(tw, Field::SkcCookie);
+        let cookie: u64 = common.field(Field::SkcCookie);
         if cookie == 0 {
             // Every socket that changed its state since the probes are attached, or was shown by
             // sock_diag, has one.

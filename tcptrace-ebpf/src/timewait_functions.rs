@@ -8,7 +8,7 @@ use aya_ebpf::{
 use tcptrace_ebpf::{Field, Kind, State, TimeWait};
 
 use crate::{
-    kernel::{Probe, Read, Tuple, config, write_header},
+    kernel::{Common, Probe, Read, config, write_header},
     output, select, timewait,
 };
 
@@ -26,7 +26,9 @@ pub(crate) fn inet_twsk_alloc(ctx: FExitContext) -> i32 {
     }
     // SAFETY: both are the function's own pointers; all reads are by helper.
     unsafe {
-        let tuple = Tuple::read::<Probe>(sk, Probe::field(sk, Field::InetLocalPort));
+        let mut common = Common::new();
+        common.copy(sk);
+        let tuple = common.tuple(Probe::field(sk, Field::InetLocalPort));
         if !select::socket(&tuple, false) {
             return 0;
         }

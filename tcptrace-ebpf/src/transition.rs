@@ -1,13 +1,15 @@
 //! Every change of state of a full TCP socket.
 
 use aya_ebpf::{
-    helpers::bpf_get_socket_cookie, macros::btf_tracepoint, programs::BtfTracePointContext,
+    helpers::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock},
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
 use tcptrace_ebpf::{Counter, Field, Flags, Kind, State, Transition, Via};
 
 use crate::{
-    kernel::{Probe, Read, Tuple, Typed, has, write_header},
+    kernel::{Read, Tuple, Typed, has, write_header, write_task},
     output, select, stack,
 };
 
@@ -39,7 +41,7 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
             return;
         }
         // MPTCP makes its subflows repeat themselves.
-        if old == new {
+        if old == new || !select::states(old, new) {
             return;
         }
         if State::from_number(old).is_none() || State::from_number(new).is_none() {
@@ -49,10 +51,18 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
             );
             return;
         }
-        // `inet_sport` lies past `struct sock`, where a typed load does not reach. `skc_num` will not
-        // do: it is 0 already in almost every change to CLOSE.
-        let local_port: u16 = Probe::field(sk, Field::InetLocalPort);
-        let mut tuple = Tuple::read::<Typed>(sk, local_port);
+        // What lies past `struct sock` takes a pointer of the right type. It is null only for what is no
+        // full TCP socket.
+        let tcp: *const u8 = bpf_skc_to_tcp_sock(sk.cast_mut().cast()).cast();
+        if tcp.is_null() {
+            output::count(Counter::Lost);
+            return;
+        }
+        // `skc_num` will not do: it is 0 already in almost every change to CLOSE.
+        let local_port: u16 = Typed::field(tcp, Field::InetLocalPort);
+        let net: *const u8 = Typed::field(sk, Field::SkcNet);
+        let netns: u32 = Typed::field(net, Field::NetInode);
+        let mut tuple = Tuple::read(sk, local_port, netns);
         // A socket that was connected before still shows the port it had: until `connect()` has chosen
         // another, only a port that it is bound to is its own.
         let mut stale_port = 0;
@@ -67,7 +77,10 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
             return;
         }
         // Made even when the record is lost: what follows of this socket must carry it.
-        let cookie = bpf_get_socket_cookie(sk.cast_mut().cast());
+        let mut cookie: u64 = Typed::field(sk, Field::SkcCookie);
+        if cookie == 0 {
+            cookie = bpf_get_socket_cookie(sk.cast_mut().cast());
+        }
         let Some(mut room) = output::reserve::<Transition>() else {
             return;
         };
@@ -76,6 +89,11 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
 
         let owned: i32 = Typed::field(sk, Field::SkOwned);
         let socket: *const u8 = Typed::field(sk, Field::SkSocket);
+        // In softirq the current task is whoever was interrupted, and says nothing. What nobody has accepted
+        // is closed there as well when its listener's process ends, without the lock of anybody.
+        if owned != 0 || (new == State::Close as u8 && socket.is_null()) {
+            write_task(&raw mut (*record).header);
+        }
         if owned != 0 {
             (*record).header.flags |= Flags::OWNED;
         }
@@ -95,7 +113,7 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
         (*record).error = error as u16;
         (*record).stale_port = stale_port;
         if old == State::FinWait2 as u8 && new == State::Close as u8 && has(Field::TcpLinger2) {
-            let linger2: i32 = Probe::field(sk, Field::TcpLinger2);
+            let linger2: i32 = Typed::field(tcp, Field::TcpLinger2);
             if linger2 < 0 {
                 (*record).header.flags |= Flags::NO_TIME_WAIT;
             }

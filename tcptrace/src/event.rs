@@ -216,7 +216,7 @@ mod address {
 }
 
 /// A process's short name (`comm`), up to 15 bytes, of any kind but zero.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Comm([u8; 16]);
 
 impl Comm {
@@ -317,7 +317,7 @@ impl<'de> Deserialize<'de> for Comm {
 
 /// The task that ran on the CPU when a record was written. Whether it has anything to do with the
 /// socket is another question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     /// Process id.
     pub pid: u32,
@@ -336,6 +336,12 @@ pub struct Task {
     /// Its process descends from the one whose tree is watched, if any is.
     #[serde(default, skip_serializing_if = "is_false")]
     pub tree: bool,
+}
+
+impl Task {
+    fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What every record says of its socket.
@@ -399,7 +405,8 @@ pub struct Transition {
     pub inode: u32,
     /// Cgroup it was made in, 0 when unknown.
     pub cgroup: u64,
-    /// Who ran.
+    /// Who ran; all zeros where nobody can have made the change by a call or by ending.
+    #[serde(default, skip_serializing_if = "Task::is_unknown")]
     pub task: Task,
 }
 
@@ -544,8 +551,6 @@ pub struct TimeWait {
     /// Bits of [`Caller`](kernel::Caller): who took the timer away before its time.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub callers: u8,
-    /// Who ran.
-    pub task: Task,
 }
 
 /// A look at the sockets that exist.
@@ -870,7 +875,6 @@ fn time_wait(record: &kernel::TimeWait) -> Result<TimeWait, DecodeError> {
         entry_stamp: record.entry_stamp,
         substate: state_of(record.substate)?,
         callers: record.callers,
-        task: task(&record.header),
     })
 }
 

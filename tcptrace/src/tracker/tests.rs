@@ -300,7 +300,6 @@ impl World {
             },
             substate,
             callers: 0,
-            task: decoy(),
         }
     }
 

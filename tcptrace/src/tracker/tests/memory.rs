@@ -207,7 +207,6 @@ fn any_event(random: &mut Random) -> Event {
         entry_stamp: random.next() as u32 * u32::from(random.once_in(2)),
         substate: random.of(&State::ALL),
         callers: random.next() as u8 & random.next() as u8,
-        task,
     };
     match random.below(14) {
         0..=3 => Event::Transition(Transition {
