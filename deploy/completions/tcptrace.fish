@@ -64,7 +64,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l container -d
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l once -d 'Look twice, one second apart, print one report and end. Needs neither BPF nor, for one\'s own processes, privileges'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l exit-code -d 'Exit with 1 if the last report tells of a leak'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l stacks -d 'Also from where in its code the process opened the sockets: the stack at connect() and accept(), with files and lines where there is debug information'
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l dwell -d 'With every report, also how long sockets stay in the state, by process'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l dwell -d 'With every report, also how long sockets stay in the state, by process; whoever opens a connection is remembered for it, which costs more of every connection'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l no-color -d 'No colours (also: set NO_COLOR). There are none anyway unless the output is a terminal'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l probe-log -d 'Log what the probes themselves meet and cannot explain (for bug reports)'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -s 4 -l ipv4 -d 'IPv4 only; IPv4 on an IPv6 socket is IPv4'

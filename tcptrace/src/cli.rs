@@ -167,7 +167,8 @@ pub struct Leaks {
     /// files and lines where there is debug information
     #[arg(long)]
     pub(crate) stacks: bool,
-    /// With every report, also how long sockets stay in the state, by process
+    /// With every report, also how long sockets stay in the state, by process; whoever opens a connection is
+    /// remembered for it, which costs more of every connection
     #[arg(long)]
     pub(crate) dwell: bool,
     /// State in which sockets pile up: CLOSE_WAIT, or ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING,
@@ -406,8 +407,7 @@ impl OwnerFilters {
             comms: self.comms,
             containers: self.containers,
             states,
-            tree: false,
-            finished: false,
+            ..Selection::default()
         }
     }
 }

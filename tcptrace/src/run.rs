@@ -25,7 +25,7 @@ use crate::{
     event::{End, Event},
     kernel::probes,
     output::Output,
-    select::Selection,
+    select::{Knowledge, Selection},
     source::{self, Live, Piles, Tracing, Wake},
     stream, timewait,
     tracker::{Needs, Tracker},
@@ -51,7 +51,8 @@ pub fn run(cli: Cli) -> Result<u8> {
             }
         }
         Command::Timewait(args) => {
-            let selection = args.owners.selection(args.sockets, Vec::new());
+            let mut selection = args.owners.selection(args.sockets, Vec::new());
+            selection.knowledge = Knowledge::TimeWait;
             let out = Output::stdout(args.common.no_color);
             match args.common.output {
                 Format::Json => trace(&args.common, selection, timewait::Json::new(out)),
@@ -276,6 +277,7 @@ fn options(live: &LiveOptions, selection: &Selection) -> source::Options {
             config: selection.to_config(),
             buffer: live.buffer.unwrap_or(probes::DEFAULT_BUFFER),
             time_wait: selection.needs_time_wait(),
+            accept: selection.needs_accept(),
             only: live.probes.kind(),
             log: live.probe_log,
         }),

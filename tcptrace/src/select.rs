@@ -63,6 +63,20 @@ pub struct Selection {
     pub tree: bool,
     /// Also sockets whose connection is over while a process still holds them.
     pub finished: bool,
+    /// What has to be known of them.
+    pub knowledge: Knowledge,
+}
+
+/// What has to be known of sockets: it decides what the probes record, and so what they cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Knowledge {
+    /// Whose they are from their beginning: who connected, listened, accepted, closed.
+    #[default]
+    Owners,
+    /// How long they are in the states that were asked for. Who holds them is looked up.
+    Dwell,
+    /// How long they are in TIME_WAIT, and who closed first.
+    TimeWait,
 }
 
 /// The part of a [`Selection`] that a socket itself decides. A recording says which was in force.
@@ -120,16 +134,20 @@ impl Selection {
     #[must_use]
     pub fn to_config(&self) -> Config {
         let mut config = self.sockets.to_config();
-        if !self.states.is_empty() {
-            for old in State::ALL {
-                for new in State::ALL {
-                    if !self.needs(old, new) {
-                        config.wanted[old as usize] &= !new.bit();
-                    }
+        for old in State::ALL {
+            for new in State::ALL {
+                if !self.needs(old, new) {
+                    config.wanted[old as usize] &= !new.bit();
                 }
             }
         }
         config
+    }
+
+    /// Whether `accept()` has to be followed.
+    #[must_use]
+    pub fn needs_accept(&self) -> bool {
+        self.knowledge == Knowledge::Owners
     }
 
     /// Whether TIME_WAIT has to be followed to tell what was asked for.
@@ -148,6 +166,17 @@ impl Selection {
     /// Whether a transition must be known: because it was asked for, because it begins the time in a
     /// state whose end was asked for, because it tells of an owner, or because it is an end.
     fn needs(&self, old: State, new: State) -> bool {
+        match self.knowledge {
+            Knowledge::Owners => {}
+            Knowledge::Dwell => return new == State::Close || self.states(old, new),
+            Knowledge::TimeWait => {
+                // Who closes first goes to FIN_WAIT1, and nobody else.
+                let on_the_way = [State::FinWait1, State::FinWait2, State::Closing];
+                return new == State::Close
+                    || on_the_way.contains(&old)
+                    || on_the_way.contains(&new);
+            }
+        }
         let skippable = matches!(
             (old, new),
             (State::Established, State::CloseWait)

@@ -37,6 +37,9 @@ pub struct Settings {
     pub buffer: u32,
     /// Whether TIME_WAIT is of interest.
     pub time_wait: bool,
+    /// Whether it is of interest who accepts. Where only tracepoints tell, following `accept()` costs every
+    /// system call of the machine some 50 ns: the kernel leaves its fast path for all of them.
+    pub accept: bool,
     /// The only kind of probes to follow TIME_WAIT and `accept()` with; `None` takes what works.
     pub only: Option<Kind>,
     /// Let the probes log what they cannot explain.
@@ -147,11 +150,15 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
         degraded.extend(explain::time_wait(&followed, &system));
         degraded.extend(explain::endings(time_wait, &object.symbols, &system));
     }
-    let accept = follow(settings.only, |kind| object.attach_accept(kind));
-    if !is_wanted(settings.only, accept.by) {
-        return Err(explain::not_as_asked("accept()", &accept, &system));
+    let mut accept = Kind::None;
+    if settings.accept {
+        let followed = follow(settings.only, |kind| object.attach_accept(kind));
+        if !is_wanted(settings.only, followed.by) {
+            return Err(explain::not_as_asked("accept()", &followed, &system));
+        }
+        accept = followed.by;
+        degraded.extend(explain::accept(&followed, &system));
     }
-    degraded.extend(explain::accept(&accept, &system));
     object.attach_transitions().map_err(|refused| {
         if settings.has_stacks() && refused.is_unknown_helper() {
             explain::no_stacks(&system)
@@ -162,7 +169,7 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
     Ok(Probes {
         object,
         time_wait,
-        accept: accept.by,
+        accept,
         degraded,
     })
 }
@@ -299,6 +306,7 @@ pub fn try_all() -> Tried {
         config: Config::ALL,
         buffer: DEFAULT_BUFFER,
         time_wait: true,
+        accept: true,
         only: None,
         log: false,
     };

@@ -12,7 +12,7 @@ use crate::{
     event::States,
     leaks::{Criteria, Json, Options, Text},
     output::Output,
-    select::Selection,
+    select::{Knowledge, Selection},
     source::{self, Piles, Tracing},
     view::View,
 };
@@ -52,6 +52,14 @@ pub(super) fn run(args: Leaks) -> Result<u8> {
     // Descriptors of connections that are over are leaked like those that the peer has left.
     selection.finished = states.contains(State::CloseWait);
     selection.tree = runs;
+    // Holders are looked up. What has come and gone between two looks has an owner only if it had one from its
+    // beginning; so has what a program leaves behind, and where it was opened.
+    if !(runs || args.stacks || args.dwell)
+        && selection.pids.is_empty()
+        && selection.comms.is_empty()
+    {
+        selection.knowledge = Knowledge::Dwell;
+    }
     let mut options = options(&args.common.live, &selection);
     options.tracing = match options.tracing {
         _ if args.once => {
