@@ -29,8 +29,11 @@ use crate::{
 /// A reader that has read something looks again after this time, and sleeps when it finds nothing.
 /// The probes wake it only for the first record after an empty spell.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
-/// How often losses and clocks are checked where nothing else happens.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How often losses and clocks are checked where nothing else happens. Each time is two wake-ups: tokio's timers
+/// wake once to move a timer from the slot of its second to that of its millisecond.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
+/// After losses it is looked at everything more than once: so far apart, at least.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often, at most, it is looked whether orphans have come to TIME_WAIT.
 const TIME_WAIT_LOOK_EVERY: Duration = Duration::from_millis(250);
 /// After so many records the others have their turn: output, losses, signals.
@@ -353,7 +356,7 @@ impl Live {
             let began = Instant::now();
             self.look(Scope::All, each)?;
             // Looking must not become the work.
-            self.next_look = Instant::now() + (began.elapsed() * 10).max(CHECK_EVERY);
+            self.next_look = Instant::now() + (began.elapsed() * 10).max(LOOK_EVERY);
         } else if needs.time_wait_look && Instant::now() >= self.next_time_wait_look {
             let began = Instant::now();
             let probed = self.time_wait_probes() != event::Probes::None;
