@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -399,6 +399,11 @@ fn churn_makes_the_connections_it_counts() {
     let (connections, counted) = churn(&lab, "threads=1 seconds=0.2 close=rst ip=4 port=7000");
     assert!(connections > 10, "{connections}");
     assert_eq!(counted, [connections, connections]);
+    // Never before they are due; how much later is up to the machine.
+    let paced = "threads=2 connections=200 rate=1000 close=rst ip=4 port=7000";
+    let began = Instant::now();
+    assert_eq!(churn(&lab, paced), (400, [400, 400]));
+    assert!(began.elapsed() >= Duration::from_millis(398), "{paced}");
 }
 
 #[test]

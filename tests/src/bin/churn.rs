@@ -2,8 +2,10 @@
 //!
 //! `churn run threads=1 seconds=2 close=rst ip=4 port=7000` opens, accepts and closes connections to itself,
 //! one after the other in each thread, and prints as JSON how many there were. With `connections=1000`
-//! instead of `seconds=2`, so many in each thread. `cpu_us_each` is the CPU time of one, the kernel's part of both
-//! ends included.
+//! instead of `seconds=2`, so many in each thread. With `rate=10000`, no more than so many a second, all threads
+//! together: those that are due within a millisecond one after the other, and then nothing until the next. What is
+//! late is not waited for, so `per_second` says whether that rate was reached. `cpu_us_each` is the CPU time of one,
+//! the kernel's part of both ends included.
 //!
 //! `churn hold processes=1000 pairs=50` starts processes that hold both ends of so many connections each, of
 //! which the first end has shut its sending side: CLOSE_WAIT and FIN_WAIT2. It prints a line when all are
@@ -12,15 +14,17 @@
 use std::{
     env,
     error::Error,
+    fs::File,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
+    num::NonZero,
     process::{Child, Command, ExitCode, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::sys::{
-    resource::{UsageWho, getrusage},
+    resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit},
     time::TimeValLike as _,
 };
 use serde_json::json;
@@ -34,6 +38,8 @@ const PORTS: u16 = 64;
 /// Addresses in 127.0.0.0/8 that a thread connects to in turn, for the same reason.
 const ADDRESSES: u32 = 1 << 16;
 const BACKLOG: i32 = 128;
+/// How often a second there are connections, if they are paced.
+const BURSTS: f64 = 1000.0;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -80,6 +86,21 @@ enum Until {
     Connections(u64),
 }
 
+/// How many connections a second a thread makes, at most.
+#[derive(Clone, Copy)]
+struct Pace {
+    per_second: f64,
+}
+
+impl Pace {
+    /// When connection `count` is due, after the first. Of the beginning alone, so that what is late once does not
+    /// make all that follows late.
+    fn due(self, count: u64) -> Duration {
+        let burst = (count as f64 / self.per_second * BURSTS).floor();
+        Duration::from_secs_f64(burst / BURSTS)
+    }
+}
+
 fn run(words: &[String]) -> Result<()> {
     let close = match word(words, "close") {
         Some("rst") => Close::Rst,
@@ -98,6 +119,14 @@ fn run(words: &[String]) -> Result<()> {
     };
     let port: u16 = number(words, "port")?;
     let threads: u16 = number(words, "threads")?;
+    let pace = match word(words, "rate") {
+        Some(_) => {
+            let rate = number::<NonZero<u32>>(words, "rate")?.get();
+            let per_second = f64::from(rate) / f64::from(threads);
+            Some(Pace { per_second })
+        }
+        None => None,
+    };
     let lanes: Vec<Lane> = (0..threads)
         .map(|thread| {
             let family = families[usize::from(thread) % families.len()];
@@ -108,7 +137,7 @@ fn run(words: &[String]) -> Result<()> {
     let counts: Vec<_> = thread::scope(|scope| {
         let lanes: Vec<_> = lanes
             .into_iter()
-            .map(|lane| scope.spawn(move || lane.run(until)))
+            .map(|lane| scope.spawn(move || lane.run(until, pace)))
             .collect();
         let joined = lanes.into_iter().map(|lane| lane.join());
         joined.map(|count| count.expect("no panic")).collect()
@@ -177,7 +206,7 @@ impl Lane {
         })
     }
 
-    fn run(&self, until: Until) -> Result<u64> {
+    fn run(&self, until: Until, pace: Option<Pace>) -> Result<u64> {
         let began = Instant::now();
         let mut count = 0;
         for (at, target) in self.targets.iter().enumerate().cycle() {
@@ -187,6 +216,9 @@ impl Lane {
             };
             if over {
                 break;
+            }
+            if let Some(pace) = pace {
+                thread::sleep(pace.due(count).saturating_sub(began.elapsed()));
             }
             let client = Socket::new(self.domain, Type::STREAM, None)?;
             client
@@ -208,10 +240,15 @@ impl Lane {
 fn hold(words: &[String]) -> Result<()> {
     let processes: usize = number(words, "processes")?;
     let pairs: usize = number(words, "pairs")?;
+    let files = word(words, "files").unwrap_or("0");
+    raise_descriptors()?;
     let own = env::current_exe()?;
     let start = |_| -> Result<Child> {
         let mut command = Command::new(&own);
-        command.arg("held").arg(format!("pairs={pairs}"));
+        command
+            .arg("held")
+            .arg(format!("pairs={pairs}"))
+            .arg(format!("files={files}"));
         Ok(command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -237,9 +274,21 @@ fn hold(words: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// As many descriptors as the process may have.
+fn raise_descriptors() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
 /// One of them.
 fn held(words: &[String]) -> Result<()> {
     let pairs: usize = number(words, "pairs")?;
+    let files: usize = number(words, "files")?;
+    raise_descriptors()?;
+    let null = File::open("/dev/null")?;
+    let _files: Vec<File> = (0..files)
+        .map(|_| null.try_clone())
+        .collect::<io::Result<_>>()?;
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     // An address of its own for each process: a port for each of 50,000 connections is not to be had on one.
     let own = u32::from(Ipv4Addr::new(127, 16, 0, 0)) + std::process::id();
