@@ -27,6 +27,7 @@ mod targets;
 mod tracer;
 mod user;
 
+use churn::Load;
 use lab::Lab;
 use results::{LeftOut, Machine, Results};
 
@@ -430,7 +431,7 @@ impl Measure {
             let kernel = kernel::measure(
                 &lab,
                 self.rounds.min(3),
-                self.seconds.min(1.0),
+                Load::resets(self.seconds.min(1.0)),
                 &all,
                 &mut results.left_out,
             )?;

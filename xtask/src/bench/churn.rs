@@ -16,10 +16,33 @@ use crate::command;
 /// The port that it connects to.
 pub(super) const PORT: u16 = 7000;
 /// What has just been loaded or taken away may still be: RCU, and BPF programs that are freed in workers.
-const SETTLE: Duration = Duration::from_millis(200);
+pub(super) const SETTLE: Duration = Duration::from_millis(200);
+
+/// What the generator is to do.
+#[derive(Clone, Copy)]
+pub(super) struct Load {
+    pub(super) seconds: f64,
+    pub(super) threads: u32,
+    /// Who closes, and how, as the generator calls it.
+    pub(super) close: &'static str,
+    /// Connections a second; `None` for as many as there can be.
+    pub(super) rate: Option<u32>,
+}
+
+impl Load {
+    /// As many connections that end with a reset as one thread makes.
+    pub(super) const fn resets(seconds: f64) -> Self {
+        Self {
+            seconds,
+            threads: 1,
+            close: "rst",
+            rate: None,
+        }
+    }
+}
 
 /// What the generator says.
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 pub(super) struct Made {
     pub(super) connections: u64,
     pub(super) per_second: f64,
@@ -29,11 +52,20 @@ pub(super) struct Made {
 
 /// Makes connections that end with a reset, in one thread.
 pub(super) fn make(churn: &Path, seconds: f64) -> Result<Made> {
-    let seconds = format!("seconds={seconds}");
-    let port = format!("port={PORT}");
-    let words = ["run", "threads=1", "close=rst", "ip=4", &seconds, &port];
+    run(churn, Load::resets(seconds))
+}
+
+/// Makes connections.
+pub(super) fn run(churn: &Path, load: Load) -> Result<Made> {
     let mut command = Command::new(churn);
-    tracer::dies_with_us(command.args(words));
+    command
+        .args(["run", "ip=4"])
+        .arg(format!("threads={}", load.threads))
+        .arg(format!("close={}", load.close))
+        .arg(format!("seconds={}", load.seconds))
+        .arg(format!("port={PORT}"))
+        .args(load.rate.map(|rate| format!("rate={rate}")));
+    tracer::dies_with_us(&mut command);
     let said = command::output(&mut command)?;
     serde_json::from_str(&said).with_context(|| format!("churn said {said:?}"))
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::sys::{Stats, enable_stats};
 
 use super::{
-    churn,
+    churn::{self, Load},
     empty::Empty,
     lab::Lab,
     programs::{self, Run},
@@ -22,7 +22,7 @@ const FEW: u64 = 100;
 pub(super) fn measure(
     lab: &Lab,
     rounds: usize,
-    seconds: f64,
+    load: Load,
     tracers: &[Tracer],
     left_out: &mut Vec<LeftOut>,
 ) -> Result<Kernel> {
@@ -35,7 +35,7 @@ pub(super) fn measure(
         eprintln!("bench: BPF programs, round {round} of {rounds}: an empty one");
         let program = Empty::attach()?;
         let own = std::process::id();
-        let (_, runs) = runs_of(lab, own, seconds)?;
+        let (_, runs) = runs_of(lab, own, load)?;
         empty.extend(runs.into_values().filter_map(Run::each));
         drop(program);
         for (index, tracer) in tracers.iter().enumerate().filter(|(_, tracer)| tracer.bpf) {
@@ -46,7 +46,7 @@ pub(super) fn measure(
                 "bench: BPF programs, round {round} of {rounds}: {}",
                 tracer.name
             );
-            match traced(lab, tracer, seconds) {
+            match traced(lab, tracer, load) {
                 Ok((connections, runs)) => {
                     for (name, run) in runs {
                         if let Some(ns) = run.each().filter(|_| run.count >= FEW) {
@@ -81,16 +81,16 @@ pub(super) fn measure(
 }
 
 /// Runs of a tracer's programs, by name, and the connections that they were for.
-fn traced(lab: &Lab, tracer: &Tracer, seconds: f64) -> Result<(u64, BTreeMap<String, Run>)> {
+fn traced(lab: &Lab, tracer: &Tracer, load: Load) -> Result<(u64, BTreeMap<String, Run>)> {
     let running = tracer.start(&lab.folder, &[])?;
-    let runs = runs_of(lab, running.pid(), seconds)?;
+    let runs = runs_of(lab, running.pid(), load)?;
     running.finish(churn::PORT)?;
     Ok(runs)
 }
 
-fn runs_of(lab: &Lab, pid: u32, seconds: f64) -> Result<(u64, BTreeMap<String, Run>)> {
+fn runs_of(lab: &Lab, pid: u32, load: Load) -> Result<(u64, BTreeMap<String, Run>)> {
     let before = programs::of(pid);
-    let made = churn::make(&lab.churn, seconds)?;
+    let made = churn::run(&lab.churn, load)?;
     let after = programs::of(pid);
     let names = programs::names();
     let mut runs = BTreeMap::<String, Run>::new();

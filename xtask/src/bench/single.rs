@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader},
     net::{Ipv4Addr, TcpStream},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -46,25 +46,48 @@ struct Held {
     sockets: u64,
 }
 
+/// Processes that hold sockets, half of them in CLOSE_WAIT.
+pub(super) struct Holding {
+    churn: Child,
+    held: Held,
+}
+
+impl Holding {
+    /// Starts them, until all sockets are there. Each also has so many descriptors of other files.
+    ///
+    /// # Errors
+    /// When they cannot have so many.
+    pub(super) fn start(churn: &Path, processes: u64, pairs: u64, files: u64) -> Result<Self> {
+        let mut command = Command::new(churn);
+        command
+            .arg("hold")
+            .arg(format!("processes={processes}"))
+            .arg(format!("pairs={pairs}"))
+            .arg(format!("files={files}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        dies_with_us(&mut command);
+        let mut churn = command.spawn().context("cannot start churn")?;
+        let mut said = String::new();
+        let out = churn.stdout.take().context("a pipe was asked for")?;
+        BufReader::new(out).read_line(&mut said)?;
+        let held = serde_json::from_str(&said).context("churn did not hold the sockets")?;
+        Ok(Self { churn, held })
+    }
+
+    /// Ends them, and waits until all sockets are gone.
+    pub(super) fn end(mut self) -> Result<()> {
+        drop(self.churn.stdin.take());
+        self.churn.wait()?;
+        Ok(())
+    }
+}
+
 /// `leaks --once` and `ss -tanp` in turn, on sockets of which half are in CLOSE_WAIT.
 pub(super) fn once(lab: &Lab, tcptrace: &Path) -> Result<Once> {
     eprintln!("bench: leaks --once and ss -tanp");
-    let mut churn = Command::new(&lab.churn);
-    let words = [
-        "hold".to_owned(),
-        format!("processes={PROCESSES}"),
-        format!("pairs={PAIRS}"),
-    ];
-    churn
-        .args(words)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    dies_with_us(&mut churn);
-    let mut holding = churn.spawn().context("cannot start churn")?;
-    let mut said = String::new();
-    let out = holding.stdout.take().context("a pipe was asked for")?;
-    BufReader::new(out).read_line(&mut said)?;
-    let held: Held = serde_json::from_str(&said).context("churn did not hold the sockets")?;
+    let holding = Holding::start(&lab.churn, PROCESSES, PAIRS, 0)?;
+    let held = &holding.held;
     // Older than `leaks` asks for.
     thread::sleep(Duration::from_secs(2));
     let file = lab.folder.join("once");
@@ -86,15 +109,15 @@ pub(super) fn once(lab: &Lab, tcptrace: &Path) -> Result<Once> {
             held.sockets
         );
     }
-    drop(holding.stdin.take());
-    holding.wait()?;
+    let (sockets, processes) = (held.sockets, held.processes);
+    holding.end()?;
     let spread = |times: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| {
         let times: Vec<f64> = times.iter().map(which).collect();
         Spread::of(&times).context("no time passed")
     };
     Ok(Once {
-        sockets: held.sockets,
-        processes: held.processes,
+        sockets,
+        processes,
         leaks_wall: spread(&leaks, |time| time.0)?,
         leaks_cpu: spread(&leaks, |time| time.1)?,
         ss_wall: spread(&ss, |time| time.0)?,
@@ -111,7 +134,7 @@ fn sockets_in_report(output: &str) -> Option<u64> {
 }
 
 /// Seconds that pass while it runs, and seconds of CPU that it takes.
-fn timed(command: &mut Command) -> Result<(f64, f64)> {
+pub(super) fn timed(command: &mut Command) -> Result<(f64, f64)> {
     let cpu = |usage: Usage| (usage.user_time() + usage.system_time()).num_microseconds() as f64;
     let before = cpu(getrusage(UsageWho::RUSAGE_CHILDREN)?);
     let began = Instant::now();
@@ -150,7 +173,7 @@ pub(super) fn idle(lab: &Lab, tracers: &[Tracer]) -> Result<Vec<Idle>> {
 }
 
 /// Nanoseconds on a CPU, and how often its threads have gone to sleep.
-fn activity(pid: u32) -> Result<(u64, u64)> {
+pub(super) fn activity(pid: u32) -> Result<(u64, u64)> {
     let mut sum = (0, 0);
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();
