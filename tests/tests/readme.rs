@@ -435,7 +435,7 @@ fn commands(name: &'static str) -> Vec<Shown> {
     found
 }
 
-const PAGES: [&str; 14] = [
+const PAGES: [&str; 15] = [
     "README.md",
     "README.zh-CN.md",
     "ARCHITECTURE.md",
@@ -445,6 +445,7 @@ const PAGES: [&str; 14] = [
     "docs/comparison.md",
     "docs/eaddrnotavail.md",
     "docs/events.md",
+    "docs/growth.md",
     "docs/kernels.md",
     "docs/limitations.md",
     "docs/performance.md",

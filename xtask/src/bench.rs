@@ -15,6 +15,7 @@ use crate::{build, command, vm};
 mod check;
 mod churn;
 mod empty;
+mod growth;
 mod kernel;
 mod lab;
 mod output;
@@ -44,13 +45,14 @@ pub(crate) struct Options {
     /// How long each measurement of connections is
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Write docs/performance.json and docs/performance.md; parts that are not measured stay as they are there
+    /// Write docs/performance.json and docs/performance.md, and those of growth with its pictures; parts that are
+    /// not measured stay as they are there
     #[arg(long)]
     write: bool,
     /// Write the results as JSON here as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write docs/performance.md anew from docs/performance.json, and measure nothing
+    /// Write the pages anew from docs/performance.json and docs/growth.json, and measure nothing
     #[arg(long, conflicts_with_all = ["only", "check", "json", "write"])]
     page: bool,
     /// Hold instructions, memory and size against tests/costs.txt (a minute after the build; no root); with
@@ -110,10 +112,12 @@ enum Part {
     Start,
     /// Size of the binary
     Size,
+    /// How costs grow with connections, sockets and descriptors (seven minutes)
+    Growth,
 }
 
 impl Part {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Churn,
         Self::Kernel,
         Self::User,
@@ -122,12 +126,13 @@ impl Part {
         Self::Idle,
         Self::Start,
         Self::Size,
+        Self::Growth,
     ];
 
     const fn needs_root(self) -> bool {
         matches!(
             self,
-            Self::Churn | Self::Kernel | Self::Once | Self::Idle | Self::Start
+            Self::Churn | Self::Kernel | Self::Once | Self::Idle | Self::Start | Self::Growth
         )
     }
 
@@ -145,7 +150,8 @@ pub(crate) fn run(options: Options) -> Result<()> {
     }
     if options.page {
         let results = serde_json::from_str(&fs::read_to_string(docs("json"))?)?;
-        return Ok(fs::write(docs("md"), page::page(&results))?);
+        fs::write(docs("md"), page::page(&results))?;
+        return growth::written()?.iter().try_for_each(growth::write);
     }
     let parts: Vec<Part> = match (options.check, options.full, &options.only[..]) {
         (true, false, _) => vec![Part::User, Part::Memory, Part::Size],
@@ -155,6 +161,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     };
     // Read first: what cannot be read should not cost the measurements.
     let before = if options.write && !options.check {
+        growth::written()?;
         written()?
     } else {
         None
@@ -163,6 +170,21 @@ pub(crate) fn run(options: Options) -> Result<()> {
     if options.check {
         return check::check(&results, options.write);
     }
+    let growth = growth::taken(&mut results);
+    if let Some(growth) = &growth {
+        if options.write {
+            growth::write(growth)?;
+            eprintln!("bench: docs/growth.md, its figures and pictures are written");
+        }
+        io::stdout().write_all(growth::page(growth)?.as_bytes())?;
+    }
+    // The other page has nothing new then.
+    if parts == [Part::Growth] {
+        if let (Some(path), Some(growth)) = (&options.json, &growth) {
+            json(path, growth)?;
+        }
+        return Ok(());
+    }
     if options.write {
         results = merged(results, before);
         let json = serde_json::to_string_pretty(&results)? + "\n";
@@ -170,12 +192,16 @@ pub(crate) fn run(options: Options) -> Result<()> {
         fs::write(docs("md"), page::page(&results))?;
         eprintln!("bench: written to {}", docs("md").display());
     }
-    if let Some(path) = &options.json {
-        fs::write(path, serde_json::to_string_pretty(&results)? + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
     io::stdout().write_all(page::page(&results).as_bytes())?;
+    if let Some(path) = &options.json {
+        json(path, &Results { growth, ..results })?;
+    }
     Ok(())
+}
+
+fn json(path: &Path, results: &impl serde::Serialize) -> Result<()> {
+    fs::write(path, serde_json::to_string_pretty(results)? + "\n")
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn docs(extension: &str) -> PathBuf {
@@ -216,6 +242,7 @@ fn merged(new: Results, old: Option<Results>) -> Results {
         idle: new.idle.or(old.idle),
         start_ms: new.start_ms.or(old.start_ms),
         binary: new.binary.or(old.binary),
+        growth: None,
         // What is left out now, and what was of other parts.
         left_out: {
             let mut all = new.left_out;
@@ -252,7 +279,7 @@ fn measure(options: &Options, parts: &[Part]) -> Result<Results> {
         )
     };
     let mut results = Results::default();
-    if wanted(Part::User) || wanted(Part::Memory) {
+    if wanted(Part::User) || wanted(Part::Memory) || wanted(Part::Growth) {
         build(&["tcptrace", "--example", "workload"])?;
     }
     if wanted(Part::Size) {
@@ -294,6 +321,9 @@ fn measure(options: &Options, parts: &[Part]) -> Result<Results> {
     }
     if wanted(Part::Memory) {
         results.memory = Some(user::memory(&workload)?);
+    }
+    if let Some(growth) = &mut results.growth {
+        growth::measure_tracker(growth, &workload)?;
     }
     results.machine = machine()?;
     Ok(results)
@@ -445,6 +475,9 @@ impl Measure {
         }
         if wanted(Part::Start) {
             results.start_ms = Some(single::start(&self.tcptrace)?);
+        }
+        if wanted(Part::Growth) {
+            results.growth = Some(growth::measure(&lab, &self.tcptrace, self.rounds)?);
         }
         writeln!(io::stdout(), "{}", serde_json::to_string(&results)?)?;
         Ok(())

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    results::{Churn, Kernel, Once, Results, Work},
+    results::{Churn, Kernel, Machine, Once, Results, Work},
     targets,
 };
 
@@ -15,23 +15,13 @@ pub(super) fn page(results: &Results) -> String {
 Made by `cargo xtask bench --write` from [performance.json](performance.json), which it writes as well: nothing
 here is written by hand. Figures of one machine at one time; ratios of runs that took turns say more than rates
 do. To repeat it, as root or with sudo: `cargo xtask bench`. `cargo xtask bench --check` holds what no other
-load changes (instructions, bytes) against [tests/costs.txt](../tests/costs.txt).
+load changes (instructions, bytes) against [tests/costs.txt](../tests/costs.txt). [How it grows](growth.md) says
+what it costs with more connections, sockets and descriptors than here.
 
 "
     .to_owned();
-    let machine = &results.machine;
-    let _ = write!(
-        page,
-        "Measured on {}, at {}, Linux {}, {} CPUs ({}), {:.1} GiB. Processes that wanted a CPU in the minute \
-         before: {:.1}.\n\n## Targets\n\n",
-        machine.date,
-        machine.commit,
-        machine.kernel,
-        machine.cpus,
-        machine.cpu,
-        machine.memory_gib,
-        machine.load,
-    );
+    page.push_str(&measured(&results.machine));
+    page.push_str("\n## Targets\n\n");
     let rows = targets::rows(results).into_iter().map(|row| {
         let (found, met) = match row.found {
             Some((found, true)) => (found, "met"),
@@ -79,6 +69,21 @@ load changes (instructions, bytes) against [tests/costs.txt](../tests/costs.txt)
         }
     }
     page
+}
+
+/// Where and when.
+pub(super) fn measured(machine: &Machine) -> String {
+    format!(
+        "Measured on {}, at {}, Linux {}, {} CPUs ({}), {:.1} GiB. Processes that wanted a CPU in the minute \
+         before: {:.1}.\n",
+        machine.date,
+        machine.commit,
+        machine.kernel,
+        machine.cpus,
+        machine.cpu,
+        machine.memory_gib,
+        machine.load,
+    )
 }
 
 fn connections(page: &mut String, churn: &Churn) {
@@ -203,7 +208,7 @@ fn once(page: &mut String, once: &Once) {
     table(page, ["command", "time", "CPU time"], rows);
 }
 
-fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     page: &mut String,
     head: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,

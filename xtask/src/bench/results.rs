@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::spread::Spread;
+use super::{growth::Growth, spread::Spread};
 
 /// What a run has measured. A part that was not asked for is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub(crate) struct Results {
     pub(crate) start_ms: Option<Spread>,
     /// Bytes of the stripped static binary.
     pub(crate) binary: Option<u64>,
+    /// How costs grow. It has a file and a page of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) growth: Option<Growth>,
     /// What could not be measured here, and why.
     pub(crate) left_out: Vec<LeftOut>,
 }
@@ -84,7 +87,7 @@ pub(crate) struct Traced {
 }
 
 /// What BPF programs take, by the kernel's own statistics.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Kernel {
     /// Nanoseconds a run of a program that does nothing: what the statistics themselves cost.
     pub(crate) empty: Spread,

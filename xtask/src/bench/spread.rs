@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The middle of several measurements, and how far they are apart.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     /// Half are above, half below.
     pub(crate) median: f64,

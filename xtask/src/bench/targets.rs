@@ -15,8 +15,8 @@ pub(super) struct Row {
     pub(super) found: Option<(String, bool)>,
 }
 
-const STREAM: &str = "tcptrace stream -o json";
-const TCPSTATES: &str = "tcpstates (libbpf-tools)";
+pub(super) const STREAM: &str = "tcptrace stream -o json";
+pub(super) const TCPSTATES: &str = "tcpstates (libbpf-tools)";
 /// What the kernel calls the program of transitions, in ours and in theirs: names are cut to 15 characters.
 const TRANSITION: &str = "inet_sock_set_s";
 const TCPSTATES_PROGRAM: &str = "handle_set_stat";

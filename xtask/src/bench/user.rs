@@ -24,7 +24,7 @@ const COUNTED: &str = "4000";
 const TIMED: &str = "50000";
 const TIMES: usize = 7;
 /// Connections for memory. The target is stated for so many.
-const TRACKED: &str = "1000000";
+const TRACKED: u64 = 1_000_000;
 const VALGRIND: &str = "valgrind";
 
 #[derive(Deserialize)]
@@ -102,7 +102,24 @@ fn per_second(workload: &Path, name: &str) -> Result<Spread> {
 /// Memory for a million connections.
 pub(super) fn memory(workload: &Path) -> Result<Memory> {
     eprintln!("bench: user space: memory");
-    run(workload, &["memory", TRACKED])
+    memory_of(workload, TRACKED)
+}
+
+/// Memory for so many.
+pub(super) fn memory_of(workload: &Path, connections: u64) -> Result<Memory> {
+    run(workload, &["memory", &connections.to_string()])
+}
+
+/// How fast each kind of work is; instructions are not counted.
+pub(super) fn speeds(workload: &Path) -> Result<Vec<Work>> {
+    let speed = |name: &str| {
+        Ok(Work {
+            name: name.to_owned(),
+            instructions: None,
+            per_second: Some(per_second(workload, name)?),
+        })
+    };
+    WORKS.into_iter().map(speed).collect()
 }
 
 fn run<T: for<'de> Deserialize<'de>>(workload: &Path, words: &[&str]) -> Result<T> {
