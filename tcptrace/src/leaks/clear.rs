@@ -1,11 +1,12 @@
 //! The `ss -K` line that would end leaked connections. It is shown, never run.
 
-use std::{collections::HashSet, fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr};
 
+use hashbrown::{HashMap, HashSet};
 use tcptrace_ebpf::State;
 
 use super::report::{Clear, Leak};
-use crate::event::Socket;
+use crate::event::{Row, Socket};
 
 /// More terms make a line that nobody can read.
 const MOST_TERMS: usize = 8;
@@ -18,13 +19,6 @@ enum Term {
 }
 
 impl Term {
-    fn matches(self, socket: &Socket) -> bool {
-        match self {
-            Self::LocalPort(_) => self == Self::local_port(socket),
-            Self::Remote(_) => self == Self::remote(socket),
-        }
-    }
-
     const fn local_port(socket: &Socket) -> Self {
         Self::LocalPort(socket.tuple.local_port)
     }
@@ -44,13 +38,38 @@ impl fmt::Display for Term {
     }
 }
 
+/// Which sockets, by cookie, a filter picks in a state and a network namespace: for each filter that would
+/// pick a leaked one.
+pub(super) struct Picked(HashMap<(State, u32, Term), Vec<u64>>);
+
+impl Picked {
+    /// In one pass over all sockets, for however many leaks.
+    pub(super) fn by<'a>(
+        leaks: impl Iterator<Item = &'a Leak>,
+        all: impl Iterator<Item = &'a Row>,
+    ) -> Self {
+        let mut picked: HashMap<_, Vec<u64>> = HashMap::new();
+        for leak in leaks {
+            for socket in leak.sockets.iter().map(|one| &one.socket) {
+                for term in [Term::local_port(socket), Term::remote(socket)] {
+                    picked.entry((leak.state, socket.netns, term)).or_default();
+                }
+            }
+        }
+        for Row { socket, state, .. } in all {
+            for term in [Term::local_port(socket), Term::remote(socket)] {
+                if let Some(cookies) = picked.get_mut(&(*state, socket.netns, term)) {
+                    cookies.push(socket.cookie);
+                }
+            }
+        }
+        Self(picked)
+    }
+}
+
 /// Command lines that end the sockets of `leak`, one for each network namespace. `home`: the namespace of
-/// whoever will read them. `all`: every socket in that state.
-pub(super) fn commands<'a>(
-    leak: &Leak,
-    home: u32,
-    all: impl Iterator<Item = &'a Socket> + Clone,
-) -> Vec<Clear> {
+/// whoever will read them.
+pub(super) fn commands(leak: &Leak, home: u32, picked: &Picked) -> Vec<Clear> {
     // What is over is in no table that ss could look in, and what its process has left behind is gone.
     if leak.state == State::Close || leak.sockets.iter().all(|socket| socket.at_exit) {
         return Vec::new();
@@ -65,12 +84,10 @@ pub(super) fn commands<'a>(
             continue;
         };
         let others = |terms: &[Term]| {
-            let matched = all.clone().filter(|socket| {
-                socket.netns == netns && terms.iter().any(|term| term.matches(socket))
-            });
-            matched
-                .filter(|socket| !cookies.contains(&socket.cookie))
-                .count()
+            // Terms of one kind have no socket in common.
+            let of = |term: &Term| picked.0.get(&(leak.state, netns, *term));
+            let matched = terms.iter().filter_map(of).flatten();
+            matched.filter(|cookie| !cookies.contains(*cookie)).count()
         };
         let sockets = || {
             let sockets = leak.sockets.iter().map(|one| &one.socket);

@@ -1,7 +1,8 @@
 //! What looks have shown, gathered until it can be told who leaks what.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{borrow::Cow, collections::BTreeMap};
 
+use hashbrown::{HashMap, HashSet};
 use tcptrace_ebpf::State;
 
 use super::{
@@ -16,7 +17,7 @@ use crate::{
     tracker::{Change, Fact, Owner, Standing, Tracker, Via},
 };
 
-/// For how many leaks, the worst, it is said what would clear them: it takes a pass over all sockets.
+/// For how many leaks, the worst, it is said what would clear them: nobody reads more of them.
 const CLEARED: usize = 50;
 
 /// No jiffy is longer.
@@ -272,9 +273,9 @@ impl Sights {
             std::cmp::Reverse((leak.sockets.len(), oldest))
         });
         let rows = self.sights.values().map(|sight| &sight.row);
+        let picked = clear::Picked::by(report.leaks.iter().take(CLEARED), rows);
         for leak in report.leaks.iter_mut().take(CLEARED) {
-            let alike = rows.clone().filter(|row| row.state == leak.state);
-            leak.clear = clear::commands(leak, tracker.home(), alike.map(|row| &row.socket));
+            leak.clear = clear::commands(leak, tracker.home(), &picked);
         }
         report
     }
@@ -385,17 +386,17 @@ impl Sights {
 
     /// Who holds the socket: by its descriptors, or, if nobody has accepted it, by those of the listeners it
     /// may wait at. (Those are not descriptors of the socket.)
-    fn holders(
+    fn holders<'a>(
         &self,
-        sight: &Sight,
+        sight: &'a Sight,
         tracker: &Tracker,
         finding: Finding,
-    ) -> Vec<(ProcessId, Option<u32>)> {
+    ) -> Cow<'a, [(ProcessId, Option<u32>)]> {
         let waits = finding == Finding::Left(Cause::NotAccepted)
             || sight.row.inode == 0
                 && matches!(sight.row.state, State::SynRecv | State::Established);
         if !waits {
-            return sight.holders.clone();
+            return Cow::Borrowed(&sight.holders);
         }
         tracker
             .listeners_of(&sight.row.socket)
