@@ -52,15 +52,13 @@ impl Handle {
         let limits = read(self, "limits").unwrap_or_default();
         let cgroups = read(self, "cgroup").unwrap_or_default();
         let cgroups = Cgroups::of(&cgroups);
-        let mut fds = Vec::new();
-        let counted = self.descriptors(&mut fds);
         Some(Details {
             exe: self.exe(),
             cmdline: self.cmdline(),
             unit: cgroups.unit(),
             container: cgroups.container(),
             nofile: nofile(&limits),
-            fds: counted.ok().and_then(|_| u32::try_from(fds.len()).ok()),
+            fds: self.descriptor_count(),
             uid: numbers_of(&status, "Uid:").next(),
             netns: super::link_inode(self, "ns/net", "net:[").ok().flatten(),
             ns_pids: numbers_of(&status, "NSpid:").collect(),

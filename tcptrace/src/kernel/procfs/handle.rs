@@ -1,5 +1,6 @@
 //! One process, whatever becomes of its pid.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,6 +18,8 @@ use crate::event::Comm;
 pub struct Handle {
     pid: u32,
     dir: OwnedFd,
+    /// How many descriptors it had when they were listed.
+    fds: Cell<Option<u32>>,
 }
 
 /// Who a process is.
@@ -47,7 +50,11 @@ impl Handle {
         // To look up what is in it needs no permission to list it.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(proc, DecInt::new(pid), flags, Mode::empty())?;
-        Ok(Self { pid, dir })
+        Ok(Self {
+            pid,
+            dir,
+            fds: Cell::new(None),
+        })
     }
 
     /// Its id, as this program's `/proc` numbers it.
@@ -86,6 +93,20 @@ impl Handle {
     /// first thread has ended, its part in the table has ended with it: then it is that of the first
     /// thread that has descriptors.
     pub(super) fn descriptors(&self, fds: &mut Vec<u32>) -> Result<(u32, OwnedFd), Errno> {
+        let table = self.table(fds)?;
+        self.fds.set(u32::try_from(fds.len()).ok());
+        Ok(table)
+    }
+
+    /// How many descriptors it has, or had when they were listed. `None` if it may not be known.
+    pub(super) fn descriptor_count(&self) -> Option<u32> {
+        if self.fds.get().is_none() {
+            self.descriptors(&mut Vec::new()).ok()?;
+        }
+        self.fds.get()
+    }
+
+    fn table(&self, fds: &mut Vec<u32>) -> Result<(u32, OwnedFd), Errno> {
         let table_of = |tid: u32, fds: &mut Vec<u32>| {
             let table = open_dir(self, format!("task/{tid}/fd"))?;
             numbers(&table, fds).map(|()| table)
