@@ -30,7 +30,10 @@ use crate::reason::Reason;
 /// from 4.4 to 6.18); twice that leaves room.
 const BUFFER: usize = 64 * 1024;
 
-/// `SOCK_DIAG_BY_FAMILY`: the request, and each message of its answer.
+/// `TCPDIAG_GETSOCK`: the request, and each message of its answer. It is the older one, and the only one that
+/// asks for both families at once (`inet_diag_dump_compat()`, 3.3 to 6.18): a walk instead of two.
+const TCPDIAG_GETSOCK: u16 = 18;
+/// What the messages are that answer the newer request, the same otherwise.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -137,17 +140,18 @@ impl Error {
     }
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+/// `struct nlmsghdr` and `struct inet_diag_req`.
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
 struct Request {
     header: MessageHeader,
+    /// Nobody reads it, nor the lengths of prefixes.
     family: u8,
-    protocol: u8,
+    prefixes: [u8; 2],
     extensions: u8,
-    pad: u8,
-    states: u32,
     id: SocketId,
+    states: u32,
+    dbs: u32,
 }
 
 impl Diag {
@@ -165,7 +169,7 @@ impl Diag {
         })
     }
 
-    /// Hands every TCP socket that `query` wants to `each`, IPv4 first, then IPv6.
+    /// Hands every TCP socket that `query` wants to `each`, of IPv4 and IPv6.
     ///
     /// MPTCP connections show as the TCP subflows they are made of.
     ///
@@ -173,29 +177,18 @@ impl Diag {
     ///
     /// See [`Error`]. After [`Error::Socket`] this `Diag` should be dropped: its answer may be
     /// half read.
-    pub fn dump(
+    pub fn dump(&mut self, query: Query, each: impl FnMut(&Entry)) -> Result<Completeness, Error> {
+        self.ask(TCPDIAG_GETSOCK, query, each)
+    }
+
+    fn ask(
         &mut self,
+        kind: u16,
         query: Query,
         mut each: impl FnMut(&Entry),
     ) -> Result<Completeness, Error> {
-        // A dump of AF_INET6 does not include AF_INET; it does include IPv4 on IPv6 sockets.
-        let v4 = self.dump_family(libc::AF_INET, libc::IPPROTO_TCP, query, &mut each)?;
-        let v6 = self.dump_family(libc::AF_INET6, libc::IPPROTO_TCP, query, &mut each)?;
-        Ok(match (v4, v6) {
-            (Completeness::Complete, Completeness::Complete) => Completeness::Complete,
-            _ => Completeness::Interrupted,
-        })
-    }
-
-    fn dump_family(
-        &mut self,
-        family: i32,
-        protocol: i32,
-        query: Query,
-        each: &mut impl FnMut(&Entry),
-    ) -> Result<Completeness, Error> {
         self.sequence = self.sequence.wrapping_add(1);
-        let request = request(family as u8, protocol as u8, query, self.sequence);
+        let request = request(kind, query, self.sequence);
         self.socket
             .send(request.as_bytes(), 0)
             .map_err(Error::Socket)?;
@@ -215,31 +208,31 @@ impl Diag {
                 let error = format!("a message of {length} bytes was cut at {BUFFER}");
                 return Err(Error::Socket(io::Error::other(error)));
             };
-            answer.read(datagram, each);
+            answer.read(datagram, &mut each);
         }
         answer.end()
     }
 }
 
-fn request(family: u8, protocol: u8, query: Query, sequence: u32) -> Request {
+fn request(kind: u16, query: Query, sequence: u32) -> Request {
     Request {
         header: MessageHeader {
             length: size_of::<Request>() as u32,
-            kind: SOCK_DIAG_BY_FAMILY,
+            kind,
             flags: NLM_F_REQUEST | NLM_F_DUMP,
             sequence,
             port: 0,
         },
-        family,
-        protocol,
+        family: 0,
+        prefixes: [0; 2],
         extensions: if query.tcp_info {
             1 << (INET_DIAG_INFO - 1)
         } else {
             0
         },
-        pad: 0,
-        states: u32::from(query.states),
         id: SocketId::of_ports(query.local_port, query.remote_port),
+        states: u32::from(query.states),
+        dbs: 0,
     }
 }
 
@@ -284,7 +277,7 @@ impl Answer {
     fn message(&mut self, message: &Message<'_>, each: &mut impl FnMut(&Entry)) {
         self.interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
         match message.header.kind {
-            SOCK_DIAG_BY_FAMILY => match message::entry(message.body) {
+            TCPDIAG_GETSOCK | SOCK_DIAG_BY_FAMILY => match message::entry(message.body) {
                 Ok(entry) => each(&Entry {
                     time: self.written,
                     ..entry
@@ -307,7 +300,8 @@ impl Answer {
 
     fn end(&self) -> Result<Completeness, Error> {
         match self.refused {
-            Some(libc::ENOENT) => return Err(Error::NoTcpDiag),
+            // The second without inet_diag, which the first needs as well (`sock_diag_rcv_msg()`).
+            Some(libc::ENOENT | libc::EOPNOTSUPP) => return Err(Error::NoTcpDiag),
             Some(errno) => return Err(Error::Refused(io::Error::from_raw_os_error(errno))),
             None => {}
         }
