@@ -214,6 +214,7 @@ fn record(args: Record) -> Result<()> {
         states: [State::CloseWait].into_iter().collect(),
         every: args.interval,
         tree: false,
+        only_last: false,
     });
     // What the tracker needs decides when is looked again, so that a replay can tell as much.
     let mut tracker = Tracker::new(selection);

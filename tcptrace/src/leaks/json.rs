@@ -80,7 +80,7 @@ impl View for Json {
     }
 
     fn flush(&mut self, tracker: &Tracker, now: u64) -> io::Result<()> {
-        if self.watch.look(tracker) == Some(true) && !self.watch.options.once {
+        if self.watch.look_meanwhile(tracker) == Some(true) && !self.watch.options.once {
             self.report(tracker);
             if self.watch.options.dwell {
                 self.dwell(tracker, now);

@@ -36,6 +36,9 @@ pub struct Options {
     pub criteria: Criteria,
     /// Only the last report.
     pub once: bool,
+    /// Looks before the last are too few for it to tell how fast a leak grows: they are not reported even to
+    /// measure that.
+    pub at_end: bool,
     /// Sockets that were left open until their processes ended are reported as well.
     pub until_exit: bool,
     /// Also from where in their programs the sockets were opened.
@@ -107,6 +110,14 @@ impl Watch {
         let is_news = self.report.time == 0 || report.is_news_after(&self.report);
         self.report = report;
         Some(is_news)
+    }
+
+    /// The same, while it goes on.
+    fn look_meanwhile(&mut self, tracker: &Tracker) -> Option<bool> {
+        if self.options.at_end {
+            return None;
+        }
+        self.look(tracker)
     }
 
     /// How long sockets stay in the states; nothing, if that is neither asked for nor was measured.

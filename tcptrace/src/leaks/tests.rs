@@ -42,6 +42,7 @@ impl World {
                     older_than: 60 * SECOND,
                 },
                 once: false,
+                at_end: false,
                 until_exit: false,
                 stacks: false,
                 dwell: true,

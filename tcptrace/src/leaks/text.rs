@@ -98,7 +98,7 @@ impl View for Text {
     }
 
     fn flush(&mut self, tracker: &Tracker, _: u64) -> io::Result<()> {
-        match self.watch.look(tracker) {
+        match self.watch.look_meanwhile(tracker) {
             Some(is_news) if !self.watch.options.once && (is_news || self.out.is_terminal) => {
                 if !self.out.is_terminal && is_news {
                     self.out.separate();

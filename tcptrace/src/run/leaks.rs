@@ -41,6 +41,7 @@ pub(super) fn run(args: Leaks) -> Result<u8> {
             older_than: u64::try_from(older_than.as_nanos()).unwrap_or(u64::MAX),
         },
         once: args.once || runs,
+        at_end: args.once && args.common.from.is_none(),
         until_exit: runs,
         stacks: args.stacks,
         dwell: args.dwell,
@@ -83,6 +84,7 @@ pub(super) fn run(args: Leaks) -> Result<u8> {
             interval => interval.unwrap_or(default(5, 1)),
         },
         tree: runs,
+        only_last: args.once,
     });
     let out = match &args.report {
         Some(path) => Output::file(path)?,

@@ -1,10 +1,8 @@
 //! Who holds the sockets that a look showed, and which sockets are held though no look shows them.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-};
+use std::io;
 
+use hashbrown::{HashMap, HashSet};
 use tcptrace_ebpf::State;
 
 use crate::{
@@ -18,15 +16,22 @@ use crate::{
     reason::Reason,
 };
 
+/// What is asked about a socket that a look showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    /// Nothing.
+    No,
+    /// Who holds it.
+    Holders,
+    /// Who holds it, and who they are.
+    Details,
+}
+
 /// What a look at the tables showed.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
-    /// Inodes of all that have a file.
-    listed: HashSet<u32>,
-    /// Inodes of those whose holders are wanted.
-    wanted: HashSet<u32>,
-    /// Inodes of those of whose holders everything is wanted.
-    piled: HashSet<u32>,
+    /// By inode, all that have a file: what is asked about them, and whether a holder was found.
+    listed: HashMap<u32, (Wanted, bool)>,
     /// Namespaces and ports at which connections wait that nobody has accepted.
     waiting: HashSet<(u32, u16)>,
     /// Listeners: inode, namespace and port.
@@ -40,34 +45,41 @@ impl Sockets {
         if row.state == State::Listen {
             self.listeners.push((row.inode, at.0, at.1));
         }
-        let piled = piles.contains(row.state);
-        self.list(row.inode);
-        if row.inode != 0 {
-            if all || piled {
-                self.wanted.insert(row.inode);
+        match (piles.contains(row.state), row.inode) {
+            (true, 0) => {
+                self.waiting.insert(at);
             }
-            if piled {
-                self.piled.insert(row.inode);
-            }
-        } else if piled {
-            self.waiting.insert(at);
+            (true, inode) => self.want(inode, Wanted::Details),
+            (false, inode) if all => self.want(inode, Wanted::Holders),
+            (false, inode) => self.want(inode, Wanted::No),
         }
     }
 
     /// A socket with this inode is in a table.
     pub(super) fn list(&mut self, inode: u32) {
+        self.want(inode, Wanted::No);
+    }
+
+    fn want(&mut self, inode: u32, wanted: Wanted) {
         if inode != 0 {
-            self.listed.insert(inode);
+            let (known, _) = self.listed.entry(inode).or_insert((wanted, false));
+            *known = wanted.max(*known);
         }
     }
 
-    /// Of these listeners everything is wanted.
-    fn waited_for(&self) -> HashSet<u32> {
-        let listeners = self.listeners.iter();
-        listeners
-            .filter(|(_, netns, port)| self.waiting.contains(&(*netns, *port)))
-            .map(|(inode, _, _)| *inode)
-            .collect()
+    /// Everything is wanted of listeners at which connections wait.
+    fn want_listeners(&mut self) {
+        for (inode, netns, port) in std::mem::take(&mut self.listeners) {
+            if self.waiting.contains(&(netns, port)) {
+                self.want(inode, Wanted::Details);
+            }
+        }
+    }
+
+    /// Whether a holder is known of each of which one is wanted.
+    fn are_held(&self) -> bool {
+        let mut listed = self.listed.values();
+        listed.all(|(wanted, held)| *wanted == Wanted::No || *held)
     }
 }
 
@@ -100,24 +112,24 @@ impl Holders {
     }
 
     /// Hands on who holds what is wanted of `sockets`. With `unlisted`, also sockets of connections that are
-    /// over, which are in no table: what was not in two looks in a row. Returns whether somebody is known
-    /// for each.
+    /// over, which are in no table: what was not in two looks in a row. If it is `silent`, it only finds what
+    /// the next look needs to know. Returns whether somebody is known for each.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
     pub(super) fn look(
         &mut self,
-        sockets: &Sockets,
+        mut sockets: Sockets,
         unlisted: bool,
+        silent: bool,
         unseen: &mut Vec<Reason>,
         each: &mut impl FnMut(&Event),
     ) -> io::Result<bool> {
-        let waited_for = sockets.waited_for();
-        let wanted = |inode| sockets.wanted.contains(&inode) || waited_for.contains(&inode);
-        if sockets.wanted.is_empty() && waited_for.is_empty() && !unlisted {
+        sockets.want_listeners();
+        // If nothing is wanted, all of it is held.
+        if !unlisted && sockets.are_held() {
             return Ok(true);
         }
-        let mut held = HashSet::new();
         let mut teller = Teller {
             tree: if self.tree {
                 procfs::descendants(procfs::own_pid()?)?
@@ -132,14 +144,14 @@ impl Holders {
         let mut refused = 0;
         procfs::sockets(|process, descriptor| {
             let inode = descriptor.inode;
-            if wanted(inode) {
-                let detailed = sockets.piled.contains(&inode) || waited_for.contains(&inode);
-                if teller.holder(process, descriptor, detailed, each) {
-                    held.insert(inode);
+            if let Some((wanted, held)) = sockets.listed.get_mut(&inode) {
+                if *wanted != Wanted::No {
+                    let detailed = *wanted == Wanted::Details;
+                    *held |= silent || teller.holder(process, descriptor, detailed, each);
                 }
                 return;
             }
-            if !unlisted || sockets.listed.contains(&inode) {
+            if !unlisted {
                 return;
             }
             found.insert(inode);
@@ -189,7 +201,7 @@ impl Holders {
                 &system,
             ));
         }
-        Ok(held.len() == sockets.wanted.union(&waited_for).count())
+        Ok(sockets.are_held())
     }
 }
 

@@ -88,6 +88,9 @@ pub struct Piles {
     pub every: Duration,
     /// Whether holders are told apart by whether they descend from this process.
     pub tree: bool,
+    /// Whether nothing is of interest but these sockets as the last look shows them: then the first is told of
+    /// only as far as the last needs it.
+    pub only_last: bool,
 }
 
 /// The running kernel.

@@ -31,6 +31,10 @@ pub(super) struct Looks {
     piles: Option<States>,
     /// Transitions are traced: then owners are wanted of all sockets, and timewait sockets.
     traced: bool,
+    /// Only what piles up is of interest, and only as the last look shows it.
+    only_last: bool,
+    /// So the next look is told of only as far as the one after it needs it.
+    silent: bool,
     holders: Holders,
     namespaces: Option<Namespaces>,
     /// Namespaces with timewait sockets in FIN_WAIT2, and when the last was heard of: where a look at
@@ -59,6 +63,8 @@ impl Looks {
             wanted,
             piles: piles.map(|piles| piles.states),
             traced,
+            only_last: piles.is_some_and(|piles| piles.only_last),
+            silent: piles.is_some_and(|piles| piles.only_last),
             holders: Holders::new(piles.is_some_and(|piles| piles.tree)),
             namespaces: None,
             orphans: HashMap::new(),
@@ -95,7 +101,13 @@ impl Looks {
         each: &mut impl FnMut(&Event),
     ) -> io::Result<Looked> {
         let time = clock::boot_ns();
-        each(&Event::Look(Look { time, scope }));
+        each(&Event::Look(Look {
+            time,
+            scope: match self.piles {
+                Some(piles) if self.only_last => Scope::States(piles),
+                _ => scope,
+            },
+        }));
         self.orphans
             .retain(|_, last| time.saturating_sub(*last) < ORPHAN_NS);
         let everywhere = scope != Scope::Orphans;
@@ -116,6 +128,10 @@ impl Looks {
         let mut closed = Vec::new();
         let mut sockets = Sockets::default();
         let (piles, traced) = (self.piles.unwrap_or_default(), self.traced);
+        let told = match scope {
+            Scope::All if self.only_last => piles.mask() | State::Listen.bit(),
+            _ => ALL_STATES,
+        };
         // Descriptors of connections that are over are leaked like those that the peer has left.
         let unlisted = scope == Scope::All && piles.contains(State::CloseWait);
         for namespace in namespaces.iter() {
@@ -123,7 +139,9 @@ impl Looks {
             if self.is_wanted(inode) && (everywhere || self.orphans.contains_key(&inode)) {
                 self.dump(namespace, scope, &mut looked, &mut closed, &mut |row| {
                     sockets.add(&row, piles, traced && scope == Scope::All);
-                    each(&Event::Socket(row));
+                    if told & row.state.bit() != 0 {
+                        each(&Event::Socket(row));
+                    }
                 });
             } else if unlisted {
                 list(namespace, &mut sockets);
@@ -132,8 +150,9 @@ impl Looks {
         looked.unseen.extend(netns::reasons(&closed));
         let all_held = match scope {
             Scope::All | Scope::States(_) => {
+                let silent = std::mem::take(&mut self.silent);
                 let unseen = &mut looked.unseen;
-                self.holders.look(&sockets, unlisted, unseen, each)?
+                self.holders.look(sockets, unlisted, silent, unseen, each)?
             }
             Scope::TimeWait | Scope::Orphans => true,
         };

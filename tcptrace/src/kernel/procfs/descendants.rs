@@ -1,8 +1,8 @@
 //! The processes that come from one.
 
-use std::collections::{HashMap, HashSet};
 use std::io;
 
+use hashbrown::{HashMap, HashSet};
 use rustix::io::Errno;
 
 use super::processes;
