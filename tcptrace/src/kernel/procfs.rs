@@ -24,7 +24,7 @@ use crate::reason::Reason;
 pub use descendants::{descendants, own_pid};
 pub use details::Details;
 pub use handle::{Handle, Process};
-pub use sockets::{Descriptor, sockets};
+pub use sockets::{Descriptor, sockets, sockets_by_part};
 
 /// What a pass over `/proc` could not see, so that its answer may lack something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,17 +97,29 @@ impl Unseen {
 
 /// Calls `visit` for every process. One that ends meanwhile (`ENOENT`, `ESRCH`) is passed over, one
 /// that may not be read (`EACCES`, `EPERM`) is counted.
-pub(super) fn processes(mut visit: impl FnMut(&Handle) -> Result<(), Errno>) -> io::Result<Unseen> {
+pub(super) fn processes(visit: impl FnMut(&Handle) -> Result<(), Errno>) -> io::Result<Unseen> {
+    let (proc, pids) = pids()?;
+    let mut unseen = each_of(&proc, &pids, visit)?;
+    unseen.hidden = hidden(&proc);
+    Ok(unseen)
+}
+
+/// `/proc`, and the processes that it lists.
+fn pids() -> Result<(OwnedFd, Vec<u32>), Errno> {
     let proc = open_dir(CWD, "/proc")?;
-    let mut unseen = Unseen {
-        unreadable: 0,
-        first: None,
-        hidden: hidden(&proc),
-    };
     let mut pids = Vec::new();
     numbers(&proc, &mut pids)?;
-    for pid in pids {
-        let process = match Handle::open_at(&proc, pid) {
+    Ok((proc, pids))
+}
+
+fn each_of(
+    proc: &OwnedFd,
+    pids: &[u32],
+    mut visit: impl FnMut(&Handle) -> Result<(), Errno>,
+) -> io::Result<Unseen> {
+    let mut unseen = Unseen::default();
+    for &pid in pids {
+        let process = match Handle::open_at(proc, pid) {
             Ok(process) => process,
             Err(Errno::NOENT | Errno::SRCH) => continue,
             Err(error) => return Err(error.into()),

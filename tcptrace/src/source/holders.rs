@@ -96,12 +96,15 @@ pub(super) struct Holders {
     looked: bool,
     /// Whether holders are told apart by whether they descend from this process.
     tree: bool,
+    /// How many threads read `/proc`.
+    threads: usize,
 }
 
 impl Holders {
-    pub(super) fn new(tree: bool) -> Self {
+    pub(super) fn new(tree: bool, threads: usize) -> Self {
         Self {
             tree,
+            threads,
             ..Self::default()
         }
     }
@@ -130,59 +133,59 @@ impl Holders {
         if !unlisted && sockets.are_held() {
             return Ok(true);
         }
-        let mut teller = Teller {
-            tree: if self.tree {
-                procfs::descendants(procfs::own_pid()?)?
-            } else {
-                HashSet::new()
-            },
-            ..Teller::default()
+        let tree = if self.tree {
+            procfs::descendants(procfs::own_pid()?)?
+        } else {
+            HashSet::new()
         };
+        let parts =
+            procfs::sockets_by_part(self.threads, |part: &mut Part, process, descriptor| {
+                let inode = descriptor.inode;
+                if let Some((wanted, _)) = sockets.listed.get(&inode) {
+                    let detailed = *wanted == Wanted::Details;
+                    if *wanted != Wanted::No
+                        && (silent || part.holder(process, descriptor, detailed, &tree))
+                    {
+                        part.held.push(inode);
+                    }
+                    return;
+                }
+                if !unlisted {
+                    return;
+                }
+                part.found.insert(inode);
+                // Another tcptrace that asks has a duplicate for that moment, and is no holder.
+                if self.unlisted.contains(&inode)
+                    && !self.dismissed.contains(&inode)
+                    && part.is_over(process, descriptor)
+                    && !process.runs_this_program()
+                {
+                    part.holder(process, descriptor, true, &tree);
+                }
+            })?;
         let mut found = HashSet::new();
         // By inode, whether its connection is over.
         let mut asked: HashMap<u32, bool> = HashMap::new();
-        let mut refused = 0;
-        procfs::sockets(|process, descriptor| {
-            let inode = descriptor.inode;
-            if let Some((wanted, held)) = sockets.listed.get_mut(&inode) {
-                if *wanted != Wanted::No {
-                    let detailed = *wanted == Wanted::Details;
-                    *held |= silent || teller.holder(process, descriptor, detailed, each);
+        let mut refused = HashSet::new();
+        for part in parts {
+            for event in &part.events {
+                // Each socket once.
+                if !matches!(event, Event::Socket(row) if asked.get(&row.inode) == Some(&true)) {
+                    each(event);
                 }
-                return;
             }
-            if !unlisted {
-                return;
+            for inode in part.held {
+                if let Some((_, held)) = sockets.listed.get_mut(&inode) {
+                    *held = true;
+                }
             }
-            found.insert(inode);
-            if !self.unlisted.contains(&inode) || self.dismissed.contains(&inode) {
-                return;
+            for (inode, over) in part.asked {
+                *asked.entry(inode).or_default() |= over;
             }
-            let over = match asked.get(&inode) {
-                Some(over) => *over,
-                None => match ask(process, descriptor) {
-                    Ok(Unlisted::Finished(finished)) => {
-                        each(&Event::Socket(row(&finished, inode)));
-                        true
-                    }
-                    Ok(Unlisted::NotTcp) => {
-                        self.dismissed.insert(inode);
-                        false
-                    }
-                    Ok(Unlisted::Refused(_)) => {
-                        refused += 1;
-                        false
-                    }
-                    // Closed meanwhile, or it can still come to something.
-                    Ok(Unlisted::Fresh | Unlisted::Open | Unlisted::Closed) | Err(_) => false,
-                },
-            };
-            asked.insert(inode, over);
-            // Another tcptrace that asks has a duplicate for that moment, and is no holder.
-            if over && !process.runs_this_program() {
-                teller.holder(process, descriptor, true, each);
-            }
-        })?;
+            found.extend(part.found);
+            self.dismissed.extend(part.dismissed);
+            refused.extend(part.refused);
+        }
         if unlisted {
             self.dismissed.retain(|inode| found.contains(inode));
             let over = asked.values().filter(|over| **over).count();
@@ -191,12 +194,13 @@ impl Holders {
             self.unlisted = found;
             self.looked = true;
         }
-        if refused > 0 {
+        if !refused.is_empty() {
             let system = System::read();
             unseen.push(unlisted::refusal(
                 format_args!(
                     "TCP sockets in no table of the kernel that could not be asked whether their connection is \
-                     over: {refused}"
+                     over: {}",
+                    refused.len()
                 ),
                 &system,
             ));
@@ -205,25 +209,62 @@ impl Holders {
     }
 }
 
-/// Tells who holds what; who a process is, once.
+/// What a pass over a part of the processes has found.
 #[derive(Default)]
-struct Teller {
-    /// The process that was told of last.
+struct Part {
+    /// To be handed on.
+    events: Vec<Event>,
+    /// Inodes of sockets that were asked for, and are held.
+    held: Vec<u32>,
+    /// Inodes of sockets that no look showed.
+    found: HashSet<u32>,
+    /// Those of them that were asked, and whether their connection is over.
+    asked: HashMap<u32, bool>,
+    /// Those that are of no TCP connection.
+    dismissed: Vec<u32>,
+    /// Those that could not be asked.
+    refused: Vec<u32>,
+    /// The process that was told of last: who it is, once.
     last: Option<procfs::Process>,
     /// Everything was told of it.
     detailed: bool,
-    /// Processes of the tree that is watched.
-    tree: HashSet<u32>,
 }
 
-impl Teller {
-    /// Returns false if the process is no more.
+impl Part {
+    /// Whether the connection of a socket that is in no table is over. Tells of it, if so.
+    fn is_over(&mut self, process: &Handle, descriptor: Descriptor) -> bool {
+        let inode = descriptor.inode;
+        if let Some(over) = self.asked.get(&inode) {
+            return *over;
+        }
+        let over = match ask(process, descriptor) {
+            Ok(Unlisted::Finished(finished)) => {
+                self.events.push(Event::Socket(row(&finished, inode)));
+                true
+            }
+            Ok(Unlisted::NotTcp) => {
+                self.dismissed.push(inode);
+                false
+            }
+            Ok(Unlisted::Refused(_)) => {
+                self.refused.push(inode);
+                false
+            }
+            // Closed meanwhile, or it can still come to something.
+            Ok(Unlisted::Fresh | Unlisted::Open | Unlisted::Closed) | Err(_) => false,
+        };
+        self.asked.insert(inode, over);
+        over
+    }
+
+    /// Tells who holds it. `tree`: processes of the tree that is watched. Returns false if the process is no
+    /// more.
     fn holder(
         &mut self,
         process: &Handle,
         descriptor: Descriptor,
         detailed: bool,
-        each: &mut impl FnMut(&Event),
+        tree: &HashSet<u32>,
     ) -> bool {
         if self
             .last
@@ -239,7 +280,7 @@ impl Teller {
         if detailed && !self.detailed {
             self.detailed = true;
             let details = process.details().unwrap_or_default();
-            each(&Event::Process(Box::new(event::Process {
+            self.events.push(Event::Process(Box::new(event::Process {
                 pid: known.pid,
                 start: known.start,
                 exe: details.exe.map(Into::into),
@@ -253,13 +294,13 @@ impl Teller {
                 netns: details.netns,
             })));
         }
-        each(&Event::Holder(Holder {
+        self.events.push(Event::Holder(Holder {
             inode: descriptor.inode,
             fd: Some(descriptor.fd),
             pid: known.pid,
             comm: known.comm,
             start: known.start,
-            tree: self.tree.contains(&known.pid),
+            tree: tree.contains(&known.pid),
         }));
         true
     }

@@ -1,7 +1,7 @@
 //! Looks at what exists, without BPF: sockets from `sock_diag`, [their holders](super::holders), and the
 //! count of TIME_WAITs that were skipped.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, thread::available_parallelism};
 
 use tcptrace_ebpf::State;
 
@@ -59,13 +59,20 @@ pub(super) struct Looked {
 
 impl Looks {
     pub(super) fn new(wanted: Vec<u32>, piles: Option<Piles>, traced: bool) -> Self {
+        // Whoever waits for two looks waits for the second. What goes on looking leaves CPUs to others.
+        let threads = match piles {
+            Some(piles) if piles.only_last => {
+                available_parallelism().map_or(1, |all| all.get().min(2))
+            }
+            _ => 1,
+        };
         Self {
             wanted,
             piles: piles.map(|piles| piles.states),
             traced,
             only_last: piles.is_some_and(|piles| piles.only_last),
             silent: piles.is_some_and(|piles| piles.only_last),
-            holders: Holders::new(piles.is_some_and(|piles| piles.tree)),
+            holders: Holders::new(piles.is_some_and(|piles| piles.tree), threads),
             namespaces: None,
             orphans: HashMap::new(),
             waiting: HashMap::new(),

@@ -1,12 +1,12 @@
 //! Who holds which socket.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::{io, panic, thread};
 
 use rustix::io::Errno;
 use rustix::path::DecInt;
 
-use super::{Handle, Unseen, link_inode, processes};
+use super::{Handle, Unseen, each_of, link_inode, pids, processes};
 
 /// A file descriptor that refers to a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,18 +31,63 @@ pub struct Descriptor {
 /// When `/proc` cannot be read at all, or no file descriptor is left to read it with (`EMFILE`).
 pub fn sockets(mut each: impl FnMut(&Handle, Descriptor)) -> io::Result<Unseen> {
     let mut fds = Vec::new();
-    processes(|process| {
-        let (tid, table) = process.descriptors(&mut fds)?;
-        for &fd in &fds {
-            match link_inode(&table, DecInt::new(fd), SOCKET) {
-                Ok(Some(inode)) => each(process, Descriptor { inode, tid, fd }),
-                // A file, or closed meanwhile.
-                Ok(None) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+    processes(|process| sockets_of(process, &mut fds, &mut each))
+}
+
+/// The same by so many threads, each with a part of the processes, and what it has found of them: in the order
+/// of one pass.
+///
+/// # Errors
+///
+/// As above.
+pub fn sockets_by_part<P: Default + Send>(
+    parts: usize,
+    each: impl Fn(&mut P, &Handle, Descriptor) + Sync,
+) -> io::Result<Vec<P>> {
+    let (proc, pids) = pids()?;
+    let part = |pids: &[u32]| -> io::Result<P> {
+        let (mut part, mut fds) = (P::default(), Vec::new());
+        each_of(&proc, pids, |process| {
+            sockets_of(process, &mut fds, &mut |process, descriptor| {
+                each(&mut part, process, descriptor);
+            })
+        })?;
+        Ok(part)
+    };
+    if parts < 2 {
+        return Ok(vec![part(&pids)?]);
+    }
+    let part = &part;
+    thread::scope(|scope| {
+        let length = pids.len().div_ceil(parts).max(1);
+        let threads: Vec<_> = pids
+            .chunks(length)
+            .map(|pids| scope.spawn(move || part(pids)))
+            .collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+            let joined = thread.join();
+            joined.unwrap_or_else(|panic| panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).collect()
     })
+}
+
+/// Of one process. `fds` is room for its descriptors.
+fn sockets_of(
+    process: &Handle,
+    fds: &mut Vec<u32>,
+    each: &mut impl FnMut(&Handle, Descriptor),
+) -> Result<(), Errno> {
+    let (tid, table) = process.descriptors(fds)?;
+    for &fd in &*fds {
+        match link_inode(&table, DecInt::new(fd), SOCKET) {
+            Ok(Some(inode)) => each(process, Descriptor { inode, tid, fd }),
+            // A file, or closed meanwhile.
+            Ok(None) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 const SOCKET: &str = "socket:[";
@@ -79,6 +124,23 @@ mod tests {
     fn inode(socket: &impl AsRawFd) -> u32 {
         let path = format!("/proc/self/fd/{}", socket.as_raw_fd());
         std::fs::metadata(path).unwrap().ino() as u32
+    }
+
+    #[test]
+    fn parts_together_are_the_whole() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (socket, me) = (inode(&listener), std::process::id());
+        for parts in [1, 2, 3, 1_000_000] {
+            let each =
+                |found: &mut Vec<(u32, Descriptor)>, process: &Handle, descriptor: Descriptor| {
+                    found.push((process.pid(), descriptor));
+                };
+            let found = sockets_by_part(parts, each).unwrap();
+            let mine = |one: &&(u32, Descriptor)| one.0 == me && one.1.inode == socket;
+            assert_eq!(found.iter().flatten().filter(mine).count(), 1, "{parts}");
+            let pids = found.iter().flatten().map(|(pid, _)| *pid);
+            assert!(pids.is_sorted(), "in the order of one pass");
+        }
     }
 
     /// Descriptors of these processes. (Children that other tests start have all descriptors of this
