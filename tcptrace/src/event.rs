@@ -4,7 +4,9 @@
 //! Events are all that the [tracker](crate::tracker) learns. A recording is these events, one JSON
 //! object a line; times in it are `CLOCK_BOOTTIME` nanoseconds.
 
-use std::{fmt, net::IpAddr, net::Ipv6Addr};
+pub mod line;
+
+use std::{borrow::Cow, fmt, net::IpAddr, net::Ipv6Addr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -284,25 +286,28 @@ impl fmt::Debug for Comm {
     }
 }
 
-impl Serialize for Comm {
+impl Comm {
     /// Bytes that are not UTF-8 cannot go into JSON: they are written as Latin-1 characters behind a
     /// zero, which no name contains.
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+    fn recorded(&self) -> Cow<'_, str> {
         match std::str::from_utf8(self.as_bytes()) {
-            Ok(name) => to.serialize_str(name),
-            Err(_) => {
-                let name: String = std::iter::once('\0')
-                    .chain(self.as_bytes().iter().map(|byte| char::from(*byte)))
-                    .collect();
-                to.serialize_str(&name)
-            }
+            Ok(name) => name.into(),
+            Err(_) => std::iter::once('\0')
+                .chain(self.as_bytes().iter().map(|byte| char::from(*byte)))
+                .collect(),
         }
+    }
+}
+
+impl Serialize for Comm {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.recorded())
     }
 }
 
 impl<'de> Deserialize<'de> for Comm {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let name = std::borrow::Cow::<str>::deserialize(from)?;
+        let name = Cow::<str>::deserialize(from)?;
         Ok(match name.strip_prefix('\0') {
             Some(latin1) => Self::new(
                 &latin1
@@ -618,7 +623,7 @@ impl Serialize for States {
 
 impl<'de> Deserialize<'de> for States {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        Vec::<std::borrow::Cow<'_, str>>::deserialize(from)?
+        Vec::<Cow<'_, str>>::deserialize(from)?
             .iter()
             .map(|name| state::of_name(name))
             .collect()

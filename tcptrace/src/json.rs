@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     event::{Comm, End, Lost, Socket},
+    pieces::{Pieces as _, Stamp},
     tracker::{Change, Owner, TimeWaitEnd},
 };
 
@@ -130,26 +131,6 @@ fn error_seconds(ns: u64) -> Option<f64> {
     (ns != 0).then(|| seconds(ns))
 }
 
-/// A line of `stream`.
-#[derive(Debug, Serialize)]
-struct TransitionLine<'a> {
-    event: &'static str,
-    time: Time,
-    #[serde(flatten)]
-    socket: SocketFields,
-    from: &'static str,
-    to: &'static str,
-    after_seconds: Option<f64>,
-    error: Option<Errno>,
-    owner: Option<OwnerFields>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    container: Option<&'a str>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    late: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    time_error_seconds: Option<f64>,
-}
-
 /// A line of `timewait`.
 #[derive(Debug, Serialize)]
 struct TimeWaitLine<'a> {
@@ -190,13 +171,17 @@ struct EndLine {
 /// Writes lines into a buffer.
 pub struct Lines {
     boot_to_utc_ns: i64,
+    stamp: Stamp,
 }
 
 impl Lines {
     /// Until [`clock`](Self::clock) is called, times are boot times.
     #[must_use]
     pub const fn new() -> Self {
-        Self { boot_to_utc_ns: 0 }
+        Self {
+            boot_to_utc_ns: 0,
+            stamp: Stamp::new(),
+        }
     }
 
     /// The time of day is boot time plus this.
@@ -210,24 +195,53 @@ impl Lines {
         Time::new(boot_ns, self.boot_to_utc_ns)
     }
 
-    /// A change of state.
-    pub fn change(&self, to: &mut Vec<u8>, change: &Change<'_>) {
-        line(
-            to,
-            &TransitionLine {
-                event: "transition",
-                time: self.time(change.time),
-                socket: SocketFields::new(&change.socket),
-                from: change.from.name(),
-                to: change.to.name(),
-                after_seconds: change.after.map(seconds),
-                error: Errno::new(change.error),
-                owner: change.owner.map(OwnerFields::from),
-                container: change.container,
-                late: change.late,
-                time_error_seconds: error_seconds(change.time_error),
-            },
-        );
+    /// A change of state. There are so many of them that the line is put together by hand.
+    pub fn change(&mut self, to: &mut Vec<u8>, change: &Change<'_>) {
+        let time = self.time(change.time);
+        to.text(r#"{"event":"transition","time":""#)
+            .text(self.stamp.of(time));
+        let Socket {
+            cookie,
+            netns,
+            tuple,
+        } = &change.socket;
+        to.text(r#"","socket":""#).hex(*cookie);
+        to.text(r#"","netns":"#).number(*netns);
+        to.text(r#","local":{"addr":""#).address(&tuple.local_addr);
+        to.text(r#"","port":"#).number(tuple.local_port);
+        to.text(r#"},"remote":{"addr":""#)
+            .address(&tuple.remote_addr);
+        to.text(r#"","port":"#).number(tuple.remote_port);
+        to.text(r#"},"from":""#).text(change.from.name());
+        to.text(r#"","to":""#).text(change.to.name());
+        to.text(r#"","after_seconds":"#);
+        match change.after {
+            Some(ns) => to.seconds(ns),
+            None => to.text("null"),
+        };
+        match Errno::new(change.error) {
+            Some(error) => to.text(r#","error":""#).shown(&error).text("\""),
+            None => to.text(r#","error":null"#),
+        };
+        match &change.owner {
+            Some(owner) => {
+                to.text(r#","owner":{"pid":"#).number(owner.pid);
+                to.text(r#","comm":"#).name(&owner.comm);
+                to.text(r#","via":""#).text(owner.via.name()).text(r#""}"#)
+            }
+            None => to.text(r#","owner":null"#),
+        };
+        if let Some(container) = change.container {
+            to.text(r#","container":"#).string(container);
+        }
+        if change.late {
+            to.text(r#","late":true"#);
+        }
+        if change.time_error != 0 {
+            to.text(r#","time_error_seconds":"#)
+                .seconds(change.time_error);
+        }
+        to.text("}\n");
     }
 
     /// A TIME_WAIT that ended.

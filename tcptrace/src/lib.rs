@@ -13,6 +13,7 @@ pub mod json;
 pub mod kernel;
 pub mod leaks;
 pub mod output;
+mod pieces;
 mod probe_log;
 pub mod reason;
 pub mod run;

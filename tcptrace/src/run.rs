@@ -22,7 +22,7 @@ use crate::{
     cli::{Cli, Command, Common, Doctor, Format, LiveOptions, Record},
     command::Program,
     doctor,
-    event::{End, Event},
+    event::{self, End, Event},
     kernel::probes,
     output::Output,
     select::{Knowledge, Selection},
@@ -220,6 +220,7 @@ fn record(args: Record) -> Result<()> {
     let mut tracker = Tracker::new(selection);
     // Made with the first event: a trace that cannot start does not cost an older recording.
     let mut sink: Option<BufWriter<Box<dyn Write>>> = None;
+    let mut line = Vec::new();
     let mut end = None;
     let traced = live(&args.live, options, &[], |step| match step {
         Step::Event(event) => {
@@ -231,8 +232,9 @@ fn record(args: Record) -> Result<()> {
                 Some(sink) => sink,
                 None => sink.insert(create(&args.file)?),
             };
-            serde_json::to_writer(&mut *sink, event)?;
-            sink.write_all(b"\n")
+            line.clear();
+            event::line::write(&mut line, event);
+            sink.write_all(&line)
         }
         Step::Needs(needs) => {
             *needs = tracker.needs();

@@ -1,6 +1,9 @@
 //! `tcptrace stream`: every transition, as lines.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    net::Ipv6Addr,
+};
 
 use tcptrace_ebpf::State;
 
@@ -8,6 +11,7 @@ use crate::{
     event::{End, Printable},
     json::{Errno, Lines, Time},
     output::Output,
+    pieces::{Pieces as _, Stamp, is_plain},
     tracker::{Change, Fact, Tracker},
     view::View,
 };
@@ -56,10 +60,9 @@ impl View for Json {
 pub struct Text {
     out: Output,
     boot_to_utc_ns: i64,
+    stamp: Stamp,
     header_done: bool,
     widths: Widths,
-    /// One field, before it is padded.
-    field: String,
     changes: u64,
 }
 
@@ -78,13 +81,13 @@ impl Text {
         Self {
             out,
             boot_to_utc_ns: 0,
+            stamp: Stamp::new(),
             header_done: false,
             widths: Widths {
                 socket: 6,
                 comm: 10,
                 addr: 15,
             },
-            field: String::new(),
             changes: 0,
         }
     }
@@ -109,89 +112,140 @@ impl Text {
     }
 
     fn line(&mut self, change: &Change<'_>) {
-        use std::fmt::Write as _;
         if !self.header_done {
             self.header();
         }
         self.changes += 1;
-        let time = Time::new(change.time, self.boot_to_utc_ns).to_string();
-        // 2026-11-20T18:45:02.123456789Z: the time of day, to the millisecond.
-        let time = time.get(11..23).unwrap_or(&time);
-        let _ = write!(self.out.buffer, "{time} ");
-        self.field.clear();
-        let _ = write!(self.field, "{:x}", change.socket.cookie);
-        let width = grow(&mut self.widths.socket, &self.field);
-        let _ = write!(self.out.buffer, "{:>width$} ", self.field);
-        self.field.clear();
-        let _ = match change.owner {
-            Some(owner) => {
-                let _ = write!(self.field, "{}", owner.comm);
-                write!(self.out.buffer, "{:>7} ", owner.pid)
-            }
-            None => {
-                self.field.push('-');
-                write!(self.out.buffer, "{:>7} ", "-")
-            }
-        };
-        let width = grow(&mut self.widths.comm, &self.field);
-        let _ = write!(self.out.buffer, "{:width$} ", self.field);
-        let tuple = &change.socket.tuple;
-        for (addr, port) in [
-            (tuple.local(), tuple.local_port),
-            (tuple.remote(), tuple.remote_port),
-        ] {
-            self.field.clear();
-            let _ = if addr.is_ipv6() {
-                write!(self.field, "[{addr}]")
-            } else {
-                write!(self.field, "{addr}")
-            };
-            let _ = match port {
-                0 => write!(self.field, ":*"),
-                port => write!(self.field, ":{port}"),
-            };
-            let width = grow(&mut self.widths.addr, &self.field);
-            let _ = write!(self.out.buffer, "{:width$} ", self.field);
-        }
         let (color, plain) = match change.to {
             State::CloseWait | State::TimeWait => self.style("\x1b[33m"),
             State::Close if change.error != 0 => self.style("\x1b[31m"),
             _ => ("", ""),
         };
-        let _ = write!(
-            self.out.buffer,
-            "{:11} -> {color}{:11}{plain} ",
-            change.from.name(),
-            change.to.name()
-        );
-        let _ = match change.after {
-            Some(ns) => write!(self.out.buffer, "{:>9.3}", ns as f64 / 1e6),
-            None => write!(self.out.buffer, "{:>9}", "-"),
-        };
+        let Self {
+            out: Output { buffer: to, .. },
+            widths,
+            ..
+        } = self;
+        let time = self.stamp.of(Time::new(change.time, self.boot_to_utc_ns));
+        // 2026-11-20T18:45:02.123456789Z: the time of day, to the millisecond.
+        to.text(time.get(11..23).unwrap_or(time)).text(" ");
+        right(to, &mut widths.socket, |to| to.hex(change.socket.cookie));
+        match &change.owner {
+            Some(owner) => {
+                right(to, &mut 7, |to| to.number(owner.pid));
+                left(to, &mut widths.comm, |to| {
+                    printable(to, owner.comm.as_bytes())
+                });
+            }
+            None => {
+                to.text("      - ");
+                left(to, &mut widths.comm, |to| to.text("-"));
+            }
+        }
+        let tuple = &change.socket.tuple;
+        for (addr, port) in [
+            (&tuple.local_addr, tuple.local_port),
+            (&tuple.remote_addr, tuple.remote_port),
+        ] {
+            left(to, &mut widths.addr, |to| endpoint(to, addr, port));
+        }
+        left(to, &mut 11, |to| to.text(change.from.name()));
+        to.text("-> ").text(color);
+        to.text(change.to.name())
+            .blanks(11_usize.saturating_sub(change.to.name().len()));
+        to.text(plain).text(" ");
+        right(to, &mut 9, |to| match change.after {
+            Some(ns) => milliseconds(to, ns),
+            None => to.text("-"),
+        });
+        // No blank where nothing follows.
+        to.pop();
         if let Some(error) = Errno::new(change.error) {
-            let _ = write!(self.out.buffer, " {error}");
+            to.text(" ").shown(&error);
             if change.error == libc::EADDRNOTAVAIL as u32 {
-                let _ = write!(self.out.buffer, " (no free local port)");
+                to.text(" (no free local port)");
             }
         }
         if let Some(container) = change.container {
             let short = container.get(..12).unwrap_or(container);
-            let _ = write!(self.out.buffer, " {}", Printable(short.as_bytes()));
+            printable(to.text(" "), short.as_bytes());
         }
         if change.time_error != 0 {
             let error = change.time_error as f64 / 1e6;
-            let _ = write!(self.out.buffer, " (late, off by up to {error:.0} ms)");
+            to.shown(&format_args!(" (late, off by up to {error:.0} ms)"));
         } else if change.late {
-            let _ = write!(self.out.buffer, " (late)");
+            to.text(" (late)");
         }
-        self.out.buffer.push(b'\n');
+        to.push(b'\n');
     }
 }
 
-/// Makes a column wide enough for `field`, and says how wide it is.
-fn grow(width: &mut usize, field: &str) -> usize {
-    *width = (*width).max(field.chars().count());
-    *width
+/// A field that begins its column, and a blank. The column becomes as wide as its widest field.
+fn left(to: &mut Vec<u8>, width: &mut usize, write: impl FnOnce(&mut Vec<u8>) -> &mut Vec<u8>) {
+    let begin = to.len();
+    write(to);
+    let field = characters(&to[begin..]);
+    *width = field.max(*width);
+    to.blanks(*width - field + 1);
+}
+
+/// The same for one that ends its column, and has no more than ASCII.
+fn right(to: &mut Vec<u8>, width: &mut usize, write: impl FnOnce(&mut Vec<u8>) -> &mut Vec<u8>) {
+    let begin = to.len();
+    write(to);
+    let end = to.len();
+    *width = (*width).max(end - begin);
+    let blanks = *width - (end - begin);
+    to.blanks(blanks);
+    to.copy_within(begin..end, begin + blanks);
+    to[begin..begin + blanks].fill(b' ');
+    to.push(b' ');
+}
+
+/// How many there are in UTF-8.
+fn characters(text: &[u8]) -> usize {
+    let begins = |byte: &&u8| **byte & 0xc0 != 0x80;
+    text.iter().filter(begins).count()
+}
+
+fn printable<'a>(to: &'a mut Vec<u8>, name: &[u8]) -> &'a mut Vec<u8> {
+    if name.iter().all(|byte| is_plain(*byte)) {
+        to.extend_from_slice(name);
+        to
+    } else {
+        to.shown(&Printable(name))
+    }
+}
+
+fn endpoint<'a>(to: &'a mut Vec<u8>, addr: &[u8; 16], port: u16) -> &'a mut Vec<u8> {
+    if Ipv6Addr::from(*addr).to_ipv4_mapped().is_some() {
+        to.address(addr);
+    } else {
+        to.text("[").address(addr).text("]");
+    }
+    match port {
+        0 => to.text(":*"),
+        port => to.text(":").number(port),
+    }
+}
+
+/// To the microsecond, rounded.
+fn milliseconds(to: &mut Vec<u8>, ns: u64) -> &mut Vec<u8> {
+    // A number of 64 bits is not quite what is halfway between two, and goes to one or the other.
+    if ns % 1000 == 500 || ns >= 1_000_000_000_000_000 {
+        return to.shown(&format_args!("{:.3}", ns as f64 / 1e6));
+    }
+    let us = (ns + 500) / 1000;
+    to.number(us / 1000).text(".");
+    let rest = us % 1000;
+    to.text(if rest < 10 {
+        "00"
+    } else if rest < 100 {
+        "0"
+    } else {
+        ""
+    })
+    .number(rest)
 }
 
 impl View for Text {

@@ -69,11 +69,11 @@ fn time_wait() -> TimeWaitEnd<'static> {
 
 /// What `write` writes, without the newline that must end it. The schema describes it.
 #[track_caller]
-fn line_of(write: impl FnOnce(&Lines, &mut Vec<u8>)) -> String {
+fn line_of(write: impl FnOnce(&mut Lines, &mut Vec<u8>)) -> String {
     let mut lines = Lines::new();
     lines.clock(BOOT_TO_UTC_NS);
     let mut to = Vec::new();
-    write(&lines, &mut to);
+    write(&mut lines, &mut to);
     let text = String::from_utf8(to).unwrap();
     let line = text.strip_suffix('\n').unwrap();
     assert!(!line.contains('\n'), "one line");

@@ -217,6 +217,20 @@ fn colours_only_where_they_are_wanted() {
 }
 
 #[test]
+fn milliseconds_are_rounded_as_the_formatter_rounds() {
+    let powers = (0..20).map(|power| 10_u64.pow(power));
+    let beside = powers.flat_map(|one| [one - 1, one, one + 1, one / 2]);
+    let any = (0..20_000_u64).map(|step| step.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (step % 64));
+    let halves = (0..10_000).map(|step| step * 7_001_000 + 500);
+    for ns in beside.chain(any).chain(halves).chain([u64::MAX]) {
+        let mut to = Vec::new();
+        milliseconds(&mut to, ns);
+        let expected = format!("{:.3}", ns as f64 / 1e6);
+        assert_eq!(String::from_utf8(to).unwrap(), expected, "{ns}");
+    }
+}
+
+#[test]
 fn losses_are_said_in_between() {
     let mut text = text();
     text.fact(Fact::Lost(Lost {
