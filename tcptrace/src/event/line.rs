@@ -37,13 +37,17 @@ fn transition(to: &mut Vec<u8>, record: &Transition) {
     to.text(r#","has_socket":"#).truth(record.has_socket);
     to.text(r#","inode":"#).number(record.inode);
     to.text(r#","cgroup":"#).number(record.cgroup);
-    end(to, &record.task);
+    if !record.task.is_unknown() {
+        task(to, &record.task);
+    }
+    to.text("}");
 }
 
 fn accept(to: &mut Vec<u8>, record: &Accept) {
     begin(to, "accept", record.time, &record.socket);
     to.text(r#","inode":"#).number(record.inode);
-    end(to, &record.task);
+    task(to, &record.task);
+    to.text("}");
 }
 
 fn time_wait(to: &mut Vec<u8>, event: &str, record: &TimeWait) {
@@ -58,7 +62,7 @@ fn time_wait(to: &mut Vec<u8>, event: &str, record: &TimeWait) {
     if record.callers != 0 {
         to.text(r#","callers":"#).number(record.callers);
     }
-    end(to, &record.task);
+    to.text("}");
 }
 
 fn begin(to: &mut Vec<u8>, event: &str, time: u64, socket: &Socket) {
@@ -73,7 +77,7 @@ fn begin(to: &mut Vec<u8>, event: &str, time: u64, socket: &Socket) {
     to.text(r#","remote_port":"#).number(tuple.remote_port);
 }
 
-fn end(to: &mut Vec<u8>, task: &Task) {
+fn task(to: &mut Vec<u8>, task: &Task) {
     to.text(r#","task":{"pid":"#).number(task.pid);
     to.text(r#","comm":"#).string(&task.comm.recorded());
     to.text(r#","start":"#).number(task.start);
@@ -87,7 +91,7 @@ fn end(to: &mut Vec<u8>, task: &Task) {
             to.text(name);
         }
     }
-    to.text("}}");
+    to.text("}");
 }
 
 #[cfg(test)]
@@ -135,7 +139,7 @@ mod tests {
                 exiting: !is_so,
                 tree: is_so,
             };
-            events.push(Event::Transition(Transition {
+            let transition = Transition {
                 time: 123,
                 socket,
                 old: State::Established,
@@ -149,6 +153,11 @@ mod tests {
                 inode: number,
                 cgroup: u64::from(number),
                 task,
+            };
+            events.push(Event::Transition(transition));
+            events.push(Event::Transition(Transition {
+                task: Task::default(),
+                ..transition
             }));
             events.push(Event::Accept(Accept {
                 time: 124,
@@ -164,7 +173,6 @@ mod tests {
                 entry_stamp: number,
                 substate: State::TimeWait,
                 callers: index as u8,
-                task,
             };
             events.push(Event::TimeWaitArmed(record));
             events.push(Event::TimeWaitDone(record));
