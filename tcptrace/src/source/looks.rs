@@ -1,7 +1,11 @@
 //! Looks at what exists, without BPF: sockets from `sock_diag`, [their holders](super::holders), and the
 //! count of TIME_WAITs that were skipped.
 
-use std::{collections::HashMap, io, thread::available_parallelism};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    thread::available_parallelism,
+};
 
 use tcptrace_ebpf::State;
 
@@ -35,6 +39,8 @@ pub(super) struct Looks {
     only_last: bool,
     /// So the next look is told of only as far as the one after it needs it.
     silent: bool,
+    /// Namespaces in which the last look showed that something has piled up.
+    piled: HashSet<u32>,
     holders: Holders,
     namespaces: Option<Namespaces>,
     /// Namespaces with timewait sockets in FIN_WAIT2, and when the last was heard of: where a look at
@@ -73,6 +79,7 @@ impl Looks {
             only_last: piles.is_some_and(|piles| piles.only_last),
             silent: piles.is_some_and(|piles| piles.only_last),
             holders: Holders::new(piles.is_some_and(|piles| piles.tree), threads),
+            piled: HashSet::new(),
             namespaces: None,
             orphans: HashMap::new(),
             waiting: HashMap::new(),
@@ -125,6 +132,7 @@ impl Looks {
             Some(known) => known,
             None => Namespaces::discover()?,
         };
+        self.piled.retain(|inode| namespaces.get(*inode).is_some());
         let mut looked = Looked {
             // One that was there last time and is not any more has taken its sockets with it.
             netns: inodes(&self.namespaces)
@@ -183,6 +191,7 @@ impl Looks {
         each: &mut impl FnMut(Row),
     ) {
         let inode = namespace.inode();
+        let had_piled = self.piled.contains(&inode);
         let mut diag = match namespace.diag() {
             Ok(diag) => diag,
             // Its sockets are gone as well.
@@ -221,10 +230,14 @@ impl Looks {
                 each(row);
             }
         };
-        // What piles up comes last: what moves there meanwhile is seen twice rather than not at all.
+        // What piles up comes last: what moves there meanwhile is seen twice rather than not at all. And where
+        // nothing did so far, one walk through the kernel's table, which is dear whatever it finds, tells whether
+        // it takes another.
         let mut complete = true;
-        for (states, tcp_info) in [(others, false), (piles, true)] {
-            if states == 0 {
+        let mut is_piled = had_piled;
+        let first = if had_piled { others } else { others | piles };
+        for (states, tcp_info) in [(first, false), (piles, true)] {
+            if states == 0 || tcp_info && !is_piled {
                 continue;
             }
             let query = Query {
@@ -232,7 +245,16 @@ impl Looks {
                 tcp_info,
                 ..Query::ALL
             };
-            match diag.dump(query, &mut row) {
+            is_piled &= !tcp_info;
+            let dumped = diag.dump(query, |entry| {
+                let piles_up = piles & entry.state.bit() != 0;
+                is_piled |= piles_up;
+                // The second walk shows more of it.
+                if !piles_up || tcp_info {
+                    row(entry);
+                }
+            });
+            match dumped {
                 Ok(Completeness::Complete) => {}
                 Ok(Completeness::Interrupted) => complete = false,
                 Err(error) => {
@@ -240,6 +262,13 @@ impl Looks {
                     looked.unseen.push(error.reason(inode));
                     break;
                 }
+            }
+        }
+        if piles != 0 {
+            if is_piled {
+                self.piled.insert(inode);
+            } else {
+                self.piled.remove(&inode);
             }
         }
         if complete {
