@@ -20,6 +20,7 @@ mod kernel;
 mod lab;
 mod output;
 mod page;
+mod profile;
 mod programs;
 mod results;
 mod single;
@@ -100,6 +101,8 @@ enum Part {
     Churn,
     /// What BPF programs take
     Kernel,
+    /// Where the time of whoever connects goes
+    Profile,
     /// Instructions and time of records and lines
     User,
     /// Bytes for each connection
@@ -117,9 +120,10 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Churn,
         Self::Kernel,
+        Self::Profile,
         Self::User,
         Self::Memory,
         Self::Once,
@@ -132,7 +136,13 @@ impl Part {
     const fn needs_root(self) -> bool {
         matches!(
             self,
-            Self::Churn | Self::Kernel | Self::Once | Self::Idle | Self::Start | Self::Growth
+            Self::Churn
+                | Self::Kernel
+                | Self::Profile
+                | Self::Once
+                | Self::Idle
+                | Self::Start
+                | Self::Growth
         )
     }
 
@@ -236,6 +246,7 @@ fn merged(new: Results, old: Option<Results>) -> Results {
         machine: new.machine,
         churn: new.churn.or(old.churn),
         kernel: new.kernel.or(old.kernel),
+        profile: new.profile.or(old.profile),
         user: new.user.or(old.user),
         memory: new.memory.or(old.memory),
         once: new.once.or(old.once),
@@ -466,6 +477,12 @@ impl Measure {
                 &mut results.left_out,
             )?;
             results.kernel = Some(kernel);
+        }
+        if wanted(Part::Profile) {
+            match profile::measure(&lab, self.seconds, &own) {
+                Ok(profile) => results.profile = Some(profile),
+                Err(error) => results.leave_out("the profile of whoever connects", &error),
+            }
         }
         if wanted(Part::Once) {
             results.once = Some(single::once(&lab, &self.tcptrace)?);

@@ -57,7 +57,16 @@ pub(super) fn make(churn: &Path, seconds: f64) -> Result<Made> {
 
 /// Makes connections.
 pub(super) fn run(churn: &Path, load: Load) -> Result<Made> {
-    let mut command = Command::new(churn);
+    answer(Command::new(churn), load)
+}
+
+/// Has `command` run the generator, whose path and words it takes last.
+pub(super) fn run_under(mut command: Command, churn: &Path, load: Load) -> Result<Made> {
+    command.arg(churn);
+    answer(command, load)
+}
+
+fn answer(mut command: Command, load: Load) -> Result<Made> {
     command
         .args(["run", "ip=4"])
         .arg(format!("threads={}", load.threads))

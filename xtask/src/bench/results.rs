@@ -14,6 +14,8 @@ pub(crate) struct Results {
     pub(crate) churn: Option<Churn>,
     /// What BPF programs take.
     pub(crate) kernel: Option<Kernel>,
+    /// Where the time of whoever connects goes.
+    pub(crate) profile: Option<Vec<Profile>>,
     /// What a record, and a line, costs in user space.
     pub(crate) user: Option<Vec<Work>>,
     /// Bytes for each tracked connection.
@@ -106,6 +108,26 @@ pub(crate) struct Program {
     pub(crate) ns: Spread,
     /// Runs for a connection.
     pub(crate) runs: f64,
+}
+
+/// What whoever connects spends on being traced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Profile {
+    /// By whom.
+    pub(crate) of: String,
+    /// How many samples there are.
+    pub(crate) samples: u64,
+    /// On what, the most first.
+    pub(crate) shares: Vec<Share>,
+}
+
+/// A share of the samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Share {
+    /// What they were spent on.
+    pub(crate) what: String,
+    /// From 0 to 1.
+    pub(crate) share: f64,
 }
 
 /// One kind of work in user space.
