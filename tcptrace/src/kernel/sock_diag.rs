@@ -189,6 +189,7 @@ impl Diag {
     ) -> Result<Completeness, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = request(kind, query, self.sequence);
+        let mut began = clock::boot_ns();
         self.socket
             .send(request.as_bytes(), 0)
             .map_err(Error::Socket)?;
@@ -198,6 +199,8 @@ impl Diag {
         let mut written = clock::boot_ns();
         while !answer.done {
             answer.written = written;
+            answer.within = written - began;
+            began = clock::boot_ns();
             let length = match self.socket.recv(&mut &mut self.buffer[..], libc::MSG_TRUNC) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -242,6 +245,8 @@ struct Answer {
     sequence: u32,
     /// By when the kernel had written the datagram at hand, boot time nanoseconds.
     written: u64,
+    /// How long that took at most.
+    within: u64,
     done: bool,
     interrupted: bool,
     malformed: u32,
@@ -254,6 +259,7 @@ impl Answer {
         Self {
             sequence,
             written: 0,
+            within: 0,
             done: false,
             interrupted: false,
             malformed: 0,
@@ -280,6 +286,7 @@ impl Answer {
             TCPDIAG_GETSOCK | SOCK_DIAG_BY_FAMILY => match message::entry(message.body) {
                 Ok(entry) => each(&Entry {
                     time: self.written,
+                    within: self.within,
                     ..entry
                 }),
                 Err(Malformed) => self.malformed += 1,

@@ -19,13 +19,15 @@ use crate::{
         capabilities::Capabilities,
         clock,
         netns::{self, Namespaces},
-        sock_diag::{ALL_STATES, Completeness, Entry, Query, Timer},
+        sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Query, Timer},
     },
     reason::Reason,
 };
 
 /// A namespace of which no orphan was heard for so long has none: every look that shows one counts.
 const ORPHAN_NS: u64 = 70_000_000_000;
+/// How often, at most, a look is repeated because another process ran during it.
+const PRECISE_LOOKS: u32 = 5;
 
 /// Where to look, and what earlier looks found.
 pub(super) struct Looks {
@@ -206,10 +208,9 @@ impl Looks {
             Scope::TimeWait | Scope::Orphans => (State::TimeWait.bit() | State::FinWait2.bit(), 0),
         };
         let time_wait_only = matches!(scope, Scope::TimeWait | Scope::Orphans);
+        let orphans: Option<HashSet<u64>> =
+            (scope == Scope::Orphans).then(|| self.waiting.keys().copied().collect());
         let mut row = |entry: &Entry| {
-            if time_wait_only && !entry.is_timewait() {
-                return;
-            }
             let row = row_of(entry, inode);
             let waits = entry.is_timewait() && entry.state == State::FinWait2;
             let news = if waits {
@@ -230,6 +231,22 @@ impl Looks {
                 each(row);
             }
         };
+        if time_wait_only {
+            let query = Query {
+                states: others,
+                ..Query::ALL
+            };
+            match precise(&mut diag, query, orphans.as_ref()) {
+                Ok((entries, completeness)) => {
+                    entries.iter().for_each(row);
+                    if completeness == Completeness::Complete {
+                        looked.netns.push(inode);
+                    }
+                }
+                Err(error) => looked.unseen.push(error.reason(inode)),
+            }
+            return;
+        }
         // What piles up comes last: what moves there meanwhile is seen twice rather than not at all. And where
         // nothing did so far, one walk through the kernel's table, which is dear whatever it finds, tells whether
         // it takes another.
@@ -339,6 +356,37 @@ fn list(namespace: &netns::Namespace, sockets: &mut Sockets) {
     };
     // What a dump that fails has shown is listed all the same.
     let _ = diag.dump(query, |entry| sockets.list(entry.inode));
+}
+
+/// Timewait sockets; with `orphans`, only those in FIN_WAIT2, and those of `orphans` that have come to TIME_WAIT since.
+/// When that was is reckoned from the time of the look; so if another process ran during it, it is repeated.
+fn precise(
+    diag: &mut Diag,
+    query: Query,
+    orphans: Option<&HashSet<u64>>,
+) -> Result<(Vec<Entry>, Completeness), sock_diag::Error> {
+    let jiffy = 1_000_000_000 / u64::from(clock::hz());
+    let mut left = PRECISE_LOOKS;
+    let mut best = u64::MAX;
+    let mut found = (Vec::new(), Completeness::Interrupted);
+    while left > 0 && best > jiffy {
+        left -= 1;
+        let (mut within, mut entries) = (0, Vec::new());
+        let completeness = diag.dump(query, |entry| {
+            let is_wanted = orphans.is_none_or(|orphans| orphans.contains(&entry.cookie));
+            if is_wanted && entry.state == State::TimeWait {
+                within = within.max(entry.within);
+            }
+            if entry.is_timewait() && (is_wanted || entry.state == State::FinWait2) {
+                entries.push(*entry);
+            }
+        })?;
+        if within < best {
+            best = within;
+            found = (entries, completeness);
+        }
+    }
+    Ok(found)
 }
 
 fn inodes(namespaces: &Option<Namespaces>) -> impl Iterator<Item = u32> {

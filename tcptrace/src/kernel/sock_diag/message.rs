@@ -12,6 +12,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Entry {
     /// By when the kernel had written this down, boot time nanoseconds.
     pub time: u64,
+    /// How long before that it may have been, nanoseconds: the kernel walks through a table of all sockets, and
+    /// another process may run meanwhile.
+    pub within: u64,
     /// The socket cookie, which `ss -e` prints as `sk:`. The dump gives one to a socket that had
     /// none. A request socket (see [`State::SynRecv`] in [`state`](Self::state)) leaves its cookie
     /// to the connection it becomes, and a full socket to its timewait socket.
@@ -248,6 +251,7 @@ pub(super) fn entry(body: &[u8]) -> Result<Entry, Malformed> {
     let id = message.id;
     let mut entry = Entry {
         time: 0,
+        within: 0,
         cookie: u64::from(id.cookie[0]) | u64::from(id.cookie[1]) << 32,
         state: State::from_number(message.state).ok_or(Malformed)?,
         family: message.family,
