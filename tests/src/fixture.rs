@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// No command but a connect that times out takes longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process that obeys. Its sockets have the names that the test gives them.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Fixture {
     /// The answer to the oldest command that has none. A failed one has `error`.
     ///
     /// # Panics
-    /// When none comes within half a minute.
+    /// When none comes within two minutes.
     #[must_use]
     pub fn answer(&mut self) -> Value {
         let mut line = String::new();

@@ -23,11 +23,17 @@ fn program(lab: &Lab, more: &[&str]) -> (Tcptrace, Fixture) {
 }
 
 /// Has the program exit, and waits for its end. Nobody else may hold the output open.
-fn exit(leaks: Tcptrace, mut program: Fixture, code: i32) -> Run {
+fn exit(leaks: Tcptrace, program: Fixture, code: i32) -> Run {
+    let run = exit_after_losses(leaks, program, code);
+    assert_eq!(run.lines.end().value["lost"], 0, "{}", run.lines);
+    run
+}
+
+/// The same where records may be lost, because a probe interrupts itself.
+fn exit_after_losses(leaks: Tcptrace, mut program: Fixture, code: i32) -> Run {
     program.begin(&format!("exit {code}"));
     let run = leaks.ended();
     assert_eq!(run.stderr, "");
-    assert_eq!(run.lines.end().value["lost"], 0, "{}", run.lines);
     run
 }
 
@@ -385,9 +391,16 @@ fn many_children_that_live_for_a_moment() {
             .collect::<Vec<_>>()
     });
     assert_eq!((pids.len(), foreign.len()), (300, 300));
-    let run = exit(leaks, program, 0);
+    // With so many at once a probe interrupts itself now and then. Then it is told how much was missed, and no more
+    // than that may be missing.
+    let run = exit_after_losses(leaks, program, 0);
+    let lost = run.lines.end().value["lost"].as_u64().expect("a number");
     let report = run.lines.report();
-    assert_eq!(report.number("sockets"), 300, "{report}");
+    let sockets = report.number("sockets");
+    assert!(
+        (300_u64.saturating_sub(lost)..=300).contains(&sockets),
+        "{lost} lost: {report}"
+    );
     let mut told: Vec<u64> = report
         .leaks
         .iter()
@@ -399,6 +412,9 @@ fn many_children_that_live_for_a_moment() {
         .collect();
     told.sort_unstable();
     pids.sort_unstable();
+    if lost > 0 {
+        pids.retain(|pid| told.binary_search(pid).is_ok());
+    }
     assert_eq!(told, pids);
 }
 
