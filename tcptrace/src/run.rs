@@ -25,7 +25,7 @@ use crate::{
     event::{self, End, Event},
     kernel::probes,
     output::Output,
-    select::{Knowledge, Selection},
+    select::Selection,
     source::{self, Live, Piles, Tracing, Wake},
     stream, timewait,
     tracker::{Needs, Tracker},
@@ -51,8 +51,7 @@ pub fn run(cli: Cli) -> Result<u8> {
             }
         }
         Command::Timewait(args) => {
-            let mut selection = args.owners.selection(args.sockets, Vec::new());
-            selection.knowledge = Knowledge::TimeWait;
+            let selection = args.owners.selection(args.sockets, Vec::new());
             let out = Output::stdout(args.common.no_color);
             match args.common.output {
                 Format::Json => trace(&args.common, selection, timewait::Json::new(out)),

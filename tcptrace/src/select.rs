@@ -75,8 +75,6 @@ pub enum Knowledge {
     Owners,
     /// How long they are in the states that were asked for. Who holds them is looked up.
     Dwell,
-    /// How long they are in TIME_WAIT, and who closed first.
-    TimeWait,
 }
 
 /// The part of a [`Selection`] that a socket itself decides. A recording says which was in force.
@@ -166,16 +164,8 @@ impl Selection {
     /// Whether a transition must be known: because it was asked for, because it begins the time in a
     /// state whose end was asked for, because it tells of an owner, or because it is an end.
     fn needs(&self, old: State, new: State) -> bool {
-        match self.knowledge {
-            Knowledge::Owners => {}
-            Knowledge::Dwell => return new == State::Close || self.states(old, new),
-            Knowledge::TimeWait => {
-                // Who closes first goes to FIN_WAIT1, and nobody else.
-                let on_the_way = [State::FinWait1, State::FinWait2, State::Closing];
-                return new == State::Close
-                    || on_the_way.contains(&old)
-                    || on_the_way.contains(&new);
-            }
+        if self.knowledge == Knowledge::Dwell {
+            return new == State::Close || self.states(old, new);
         }
         let skippable = matches!(
             (old, new),

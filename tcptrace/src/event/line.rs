@@ -3,7 +3,7 @@
 use super::{Accept, Event, Socket, Task, TimeWait, Transition};
 use crate::pieces::Pieces as _;
 
-/// Writes a line as `serde_json` would. What there are many of goes without, at a quarter of the cost.
+/// Writes a line as `serde_json` would. What there are many of goes without it.
 pub fn write(to: &mut Vec<u8>, event: &Event) {
     match event {
         Event::Transition(record) => transition(to, record),

@@ -131,7 +131,7 @@ pub(crate) fn endings(time_wait: Kind, symbols: &Symbols, system: &System) -> Op
         return None;
     }
     let (why, fix) = match symbols {
-        _ if symbols.tell_endings() => return None,
+        Symbols::Known { missing, .. } if missing.is_empty() => return None,
         Symbols::Known { missing, .. } => (
             format!("/proc/kallsyms does not know {}", missing.join(", ")),
             REPORT.to_owned(),

@@ -7,9 +7,7 @@ use aya::{
     maps::{MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, FEntry, Program, ProgramError, TracePoint},
 };
-use tcptrace_ebpf::{
-    Caller, Config, FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING, State, TextRange,
-};
+use tcptrace_ebpf::{Caller, Config, FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING, TextRange};
 
 use super::{
     Settings,
@@ -65,24 +63,6 @@ pub enum Symbols {
         /// Functions that are not there and without which it is not told why a TIME_WAIT ends.
         missing: Vec<&'static str>,
     },
-}
-
-impl Symbols {
-    /// Whether the kernel's stack tells how a TIME_WAIT ends before its time.
-    pub(super) fn tell_endings(&self) -> bool {
-        matches!(self, Self::Known { missing, .. } if missing.is_empty())
-    }
-}
-
-/// Has every beginning of a connection recorded.
-fn want_beginnings(config: &mut Config) {
-    for begun in [State::SynSent, State::SynRecv] {
-        for wanted in &mut config.wanted {
-            *wanted |= begun.bit();
-        }
-        // Up to 6.12 a child has its name only from the next change on.
-        config.wanted[begun as usize] = u16::MAX;
-    }
 }
 
 /// The kernel side: its maps made, nothing of it attached yet. Dropping it takes everything away.
@@ -146,10 +126,6 @@ impl Object {
         let mut config = settings.config;
         config.time_wait_jiffies = TIME_WAIT_SECONDS * u64::from(clock::hz());
         let symbols = find_symbols(&mut config);
-        if settings.time_wait && !symbols.tell_endings() {
-            // What comes next on the same addresses has to tell then.
-            want_beginnings(&mut config);
-        }
         let bytes = ConfigBytes(config);
         let level: u8 = if settings.log { 5 } else { 0 };
         let mut ebpf = EbpfLoader::new()
