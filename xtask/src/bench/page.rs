@@ -168,8 +168,8 @@ fn profile(page: &mut String, profiles: &[Profile]) {
          Samples of the thread that connects, by `perf`: the share of its time that is spent on being traced, and on \
          what. It is what cannot be had back but by recording less; what a run loses beyond it, it loses to the \
          tracer's own work on the other CPU, which shares caches and memory, and the machine's host.\n\n\
-         - **A record** is the clock, the ring buffer's lock, and some fifty loads and stores. `leaks` and `timewait` \
-         have none written of changes that they do not need; for `stream`, all are needed.\n\
+         - **A record** is the clock, the ring buffer's lock, and some fifty loads and stores. `leaks` has none \
+         written of changes that it does not need; for the others, all are needed.\n\
          - **System calls off their fast path**: where function probes are refused, who accepts is seen only by a \
          tracepoint of the system call, and the kernel has one switch for all system calls of all processes. Where \
          they are not refused, this is 0.\n\

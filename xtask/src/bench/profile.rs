@@ -146,7 +146,7 @@ fn what(functions: &[&str]) -> Option<String> {
         return Some("system calls off their fast path".to_owned());
     }
     if functions.iter().any(|function| begins(function, &CALLS)) {
-        return Some("calling programs".to_owned());
+        return Some("calling programs, or in one that `perf` cannot name".to_owned());
     }
     None
 }
@@ -186,7 +186,7 @@ mod tests {
                 ("`inet_sock_set_state`: own instructions", 2.0),
                 ("`inet_sock_set_state`: ring buffer", 1.0),
                 ("`sys_exit_accept4`: reading by helper", 1.0),
-                ("calling programs", 1.0),
+                ("calling programs, or in one that `perf` cannot name", 1.0),
                 ("system calls off their fast path", 1.0),
             ]
         );
