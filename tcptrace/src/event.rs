@@ -659,6 +659,10 @@ pub struct Row {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Detail {
+    /// By how much it may be older than the row's `time`, in whole milliseconds: it took the kernel no longer
+    /// to hand it over.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub within_ms: u32,
     /// Bytes received and not read; the peer's FIN counts as one.
     pub recv_queue: u32,
     /// Bytes written and not acknowledged.

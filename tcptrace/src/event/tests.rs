@@ -355,6 +355,7 @@ fn every_event() -> Vec<Event> {
             cgroup: 0,
             time_wait_ms: None,
             detail: Some(Detail {
+                within_ms: 1,
                 recv_queue: 1,
                 send_queue: u32::MAX,
                 retransmits: 255,

@@ -17,6 +17,12 @@ pub fn boot_ns() -> u64 {
     read(libc::CLOCK_BOOTTIME)
 }
 
+/// For how long the calling thread has run on a CPU, in nanoseconds.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
 /// What has to be added to boot time to get the time of day (UTC, nanoseconds since 1970).
 #[must_use]
 pub fn boot_to_utc_ns() -> i64 {

@@ -178,12 +178,14 @@ impl Sights {
         let sight = self.sights.get(&change.socket.cookie);
         let sight = sight.filter(|sight| sight.row.state == change.from);
         let accepted = owner.via == Via::Accept;
-        // What was sent before the peer closed, `connect()` included, is no answer to that. The kernel counts
-        // in jiffies.
-        let closed = change.time.saturating_sub(ns) + JIFFY_NS;
+        let closed = change.time.saturating_sub(ns);
         let finding = sight.map_or(Finding::Left(Cause::Unknown), |sight| {
+            // What was sent before the peer closed, `connect()` included, is no answer to that. When it was, the
+            // kernel counts in jiffies, before the time of the row.
+            let within_ms = sight.row.detail.map_or(0, |detail| detail.within_ms);
+            let uncertain = JIFFY_NS + (u64::from(within_ms) + 1) * 1_000_000;
             let lately = sight.row.time.saturating_sub(self.criteria.older_than);
-            let lately = lately.max(closed);
+            let lately = lately.max(closed + uncertain);
             cause::of(&sight.row, sight.moved, accepted, lately)
         });
         let Finding::Left(cause) = finding else {

@@ -182,6 +182,7 @@ fn row(cookie: u64, seconds: u32) -> Row {
         cgroup: 0,
         time_wait_ms: None,
         detail: Some(Detail {
+            within_ms: 0,
             recv_queue: 0,
             send_queue: 0,
             retransmits: 0,
@@ -426,6 +427,25 @@ fn what_a_process_leaves_to_its_end_is_told_with_how_it_was_held_before() {
     assert!(leaked.at_exit);
     assert_eq!(leaked.fds, [(7, 17)]);
     assert_eq!(leaked.cause, Cause::Drained);
+}
+
+/// What the kernel hands over late looks as if it had been sent later.
+#[test]
+fn what_may_have_been_sent_before_the_peer_closed_is_no_answer() {
+    for (within_ms, leaks) in [(0, 0), (30, 0), (100, 1)] {
+        let mut world = World::traced();
+        world.watch.options.until_exit = true;
+        world.change(socket(1), State::Established, State::CloseWait, true);
+        world.pass(1);
+        let seen = with(row(1, 1), |detail| {
+            detail.last_data_sent_ms = Some(950);
+            detail.within_ms = within_ms;
+        });
+        world.look(&[seen], &[holder(1, 7, 17)]);
+        world.pass(60);
+        world.exit(socket(1));
+        assert_eq!(world.look(&[], &[]).leaks.len(), leaks, "{within_ms}");
+    }
 }
 
 #[test]

@@ -356,31 +356,27 @@ impl Live {
         }
         if self.looks_due > 0 && Instant::now() >= self.next_look {
             self.looks_due -= 1;
-            let began = Instant::now();
-            self.look(Scope::All, each)?;
+            let cost = self.look_for(Scope::All, each)?;
             // Looking must not become the work.
-            self.next_look = Instant::now() + (began.elapsed() * 10).max(LOOK_EVERY);
+            self.next_look = Instant::now() + (cost * 10).max(LOOK_EVERY);
         } else if needs.time_wait_look && Instant::now() >= self.next_time_wait_look {
-            let began = Instant::now();
             let probed = self.time_wait_probes() != event::Probes::None;
             let scope = if probed {
                 Scope::Orphans
             } else {
                 Scope::TimeWait
             };
-            self.look(scope, each)?;
+            let cost = self.look_for(scope, each)?;
             // Looking must not become the work.
-            self.next_time_wait_look =
-                Instant::now() + (began.elapsed() * 20).max(TIME_WAIT_LOOK_EVERY);
+            self.next_time_wait_look = Instant::now() + (cost * 20).max(TIME_WAIT_LOOK_EVERY);
         }
         if let Some(piles) = self.options.piles
             && Instant::now() >= self.next_pile_look
         {
-            let began = Instant::now();
-            self.look(self.pile_scope(piles, needs), each)?;
+            let cost = self.look_for(self.pile_scope(piles, needs), each)?;
             // Looking must not become the work; where a program is watched, it is a good part of it.
             let share = if piles.tree { 4 } else { 20 };
-            self.next_pile_look = Instant::now() + (began.elapsed() * share).max(piles.every);
+            self.next_pile_look = Instant::now() + (cost * share).max(piles.every);
         }
         // With records left in the buffer, time has not come to now.
         if drained < BATCH && (check || needs.tick_by.is_some_and(|tick| tick <= now)) {
@@ -503,6 +499,13 @@ impl Live {
             Event::TimeWaitDone(record) => self.looks.settled(record.socket.cookie),
             _ => {}
         }
+    }
+
+    /// The same. Returns how much of a CPU's time it took: how long it waited for one, or slept, is no work.
+    fn look_for(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Duration> {
+        let before = clock::thread_cpu_ns();
+        self.look(scope, each)?;
+        Ok(Duration::from_nanos(clock::thread_cpu_ns() - before))
     }
 
     /// Looks at what exists. Returns what could not be looked at.

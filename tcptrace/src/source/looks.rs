@@ -405,6 +405,7 @@ fn row_of(entry: &Entry, netns: u32) -> Row {
         cgroup: entry.cgroup.unwrap_or(0),
         time_wait_ms: entry.is_timewait().then_some(entry.expires_ms),
         detail: entry.tcp_info.map(|info| Detail {
+            within_ms: u32::try_from(entry.within / 1_000_000).unwrap_or(u32::MAX),
             recv_queue: entry.recv_queue,
             send_queue: entry.send_queue,
             // Probes of a closed window are counted there as well, and repeat nothing.
