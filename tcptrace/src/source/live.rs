@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{cgroups::KnownCgroups, looks::Looks, stacks::Stacks};
 use crate::{
-    event::{self, End, Event, Lost, SCHEMA, Scope, Start, States},
+    event::{self, End, Event, Look, Lost, SCHEMA, Scope, Start, States},
     kernel::{
         clock, netns,
         probes::{self, Probes},
@@ -121,6 +121,9 @@ pub struct Live {
     looks: Looks,
     next_time_wait_look: Instant,
     next_pile_look: Instant,
+    /// How many looks it takes to know that no socket is in the states where they pile up: 0 when so many have
+    /// shown none, and no record has told of one since.
+    pile_looks_due: u32,
     /// Cookies of the last timewait sockets made.
     made: [u64; MADE],
     made_at: usize,
@@ -204,6 +207,7 @@ impl Live {
             stacks,
             looks,
             next_time_wait_look: now,
+            pile_looks_due: MISSES,
             made: [0; MADE],
             made_at: 0,
             malformed: 0,
@@ -373,7 +377,9 @@ impl Live {
         if let Some(piles) = self.options.piles
             && Instant::now() >= self.next_pile_look
         {
-            let cost = self.look_for(self.pile_scope(piles, needs), each)?;
+            let before = clock::thread_cpu_ns();
+            self.look_at_piles(piles, needs, each)?;
+            let cost = Duration::from_nanos(clock::thread_cpu_ns() - before);
             // Looking must not become the work; where a program is watched, it is a good part of it.
             let share = if piles.tree { 4 } else { 20 };
             self.next_pile_look = Instant::now() + (cost * share).max(piles.every);
@@ -382,6 +388,32 @@ impl Live {
         if drained < BATCH && (check || needs.tick_by.is_some_and(|tick| tick <= now)) {
             each(&Event::Tick { time: now });
         }
+        Ok(())
+    }
+
+    /// The states in which sockets pile up.
+    fn pile_states(&self) -> States {
+        self.options.piles.map(|piles| piles.states).unwrap_or_default()
+    }
+
+    /// Looks at what piles up, if there may be anything: a look walks the kernel's whole table.
+    fn look_at_piles(
+        &mut self,
+        piles: Piles,
+        needs: Needs,
+        each: &mut impl FnMut(&Event),
+    ) -> io::Result<()> {
+        self.check_losses(each);
+        let scope = self.pile_scope(piles, needs);
+        if scope == Scope::All || self.pile_looks_due > 0 {
+            self.look(scope, each)?;
+            return Ok(());
+        }
+        // There is nothing, as a look would have found.
+        let time = clock::boot_ns();
+        each(&Event::Look(Look { time, scope }));
+        let netns = Vec::new();
+        each(&Event::LookEnd { time, netns });
         Ok(())
     }
 
@@ -407,7 +439,7 @@ impl Live {
             stacks.finish(each);
         }
         if let Some(piles) = self.options.piles {
-            self.look(self.pile_scope(piles, needs), each)?;
+            self.look_at_piles(piles, needs, each)?;
         }
         self.check_losses(each);
         each(&Event::End(End {
@@ -471,6 +503,9 @@ impl Live {
         match event {
             Event::Transition(transition) => {
                 self.cgroups.resolve(transition.cgroup, each);
+                if self.pile_states().contains(transition.new) {
+                    self.pile_looks_due = MISSES;
+                }
                 // A close that ought to have made a timewait socket and did not: were there too many?
                 if self.time_wait_probes() != event::Probes::None
                     && transition.new == State::Close
@@ -510,12 +545,23 @@ impl Live {
 
     /// Looks at what exists. Returns what could not be looked at.
     fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
+        let states = self.pile_states();
+        // A connection request is no socket yet, and no record tells of it.
+        let mut piled = states.contains(State::SynRecv);
         let looked = self.looks.look(scope, &mut |event| {
             if let Event::Socket(row) = event {
                 self.cgroups.resolve(row.cgroup, each);
+                piled |= states.contains(row.state);
             }
             each(event);
         })?;
+        if matches!(scope, Scope::All | Scope::States(_)) {
+            self.pile_looks_due = if piled || looked.failed {
+                MISSES
+            } else {
+                self.pile_looks_due.saturating_sub(1)
+            };
+        }
         // Records from before the look's end must come before its conclusions.
         while self.drain(each) == BATCH {}
         each(&Event::LookEnd {

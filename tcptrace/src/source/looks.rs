@@ -63,6 +63,8 @@ pub(super) struct Looked {
     pub(super) netns: Vec<u32>,
     /// What could not be looked at.
     pub(super) unseen: Vec<Reason>,
+    /// Sockets were not shown that another look may show.
+    pub(super) failed: bool,
 }
 
 impl Looks {
@@ -141,6 +143,7 @@ impl Looks {
                 .filter(|inode| namespaces.get(*inode).is_none())
                 .collect(),
             unseen: Vec::new(),
+            failed: false,
         };
         let mut closed = Vec::new();
         let mut sockets = Sockets::default();
@@ -290,6 +293,8 @@ impl Looks {
         }
         if complete {
             looked.netns.push(inode);
+        } else {
+            looked.failed = true;
         }
     }
 
