@@ -19,7 +19,7 @@ const IPPROTO_TCP: u16 = 6;
 #[fexit(function = "inet_csk_accept")]
 pub(crate) fn inet_csk_accept_4(ctx: FExitContext) -> i32 {
     // SAFETY: the return value comes after the arguments; it is a socket or null.
-    unsafe { accepted(&ctx, ctx.arg(4)) };
+    unsafe { accepted(&ctx, ctx.arg(4), None) };
     0
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn inet_csk_accept_4(ctx: FExitContext) -> i32 {
 #[fexit(function = "inet_csk_accept")]
 pub(crate) fn inet_csk_accept_2(ctx: FExitContext) -> i32 {
     // SAFETY: the return value comes after the arguments; it is a socket or null.
-    unsafe { accepted(&ctx, ctx.arg(2)) };
+    unsafe { accepted(&ctx, ctx.arg(2), None) };
     0
 }
 
@@ -62,13 +62,13 @@ fn returned(ctx: &TracePointContext) {
         let fds: *const u8 = Typed::field(table, Field::TableFds);
         let file: *const u8 = Probe::read(fds.add(fd as usize * size_of::<usize>()));
         let socket: *const u8 = Probe::field(file, Field::FilePrivate);
-        accepted(ctx, Probe::field(socket, Field::SocketSock));
+        accepted(ctx, Probe::field(socket, Field::SocketSock), Some(file));
     }
 }
 
-/// Writes that the current process got the socket at `sk`.
+/// Writes that the current process got the socket at `sk`, and its `file` if it has one already.
 #[inline(always)]
-unsafe fn accepted<C: EbpfContext>(ctx: &C, sk: *const u8) {
+unsafe fn accepted<C: EbpfContext>(ctx: &C, sk: *const u8, file: Option<*const u8>) {
     if sk.is_null() {
         return;
     }
@@ -91,11 +91,11 @@ unsafe fn accepted<C: EbpfContext>(ctx: &C, sk: *const u8) {
         let record = room.as_mut_ptr();
         write_header(record, Kind::Accept, cookie, &tuple);
         write_task(record);
-        let socket: *const u8 = Probe::field(sk, Field::SkSocket);
-        let file: *const u8 = Probe::field(socket, Field::SocketFile);
-        let inode: *const u8 = Probe::field(file, Field::FileInode);
-        let number: u64 = Probe::field(inode, Field::InodeNumber);
-        (*record).inode = number as u32;
+        if let Some(file) = file {
+            let inode: *const u8 = Probe::field(file, Field::FileInode);
+            let number: u64 = Probe::field(inode, Field::InodeNumber);
+            (*record).inode = number as u32;
+        }
         let flags = (*record).flags;
         room.submit();
         stack::write(ctx, Via::Accept, cookie, flags);

@@ -100,6 +100,9 @@ fields! {
     TaskComm = "task_struct.comm";
     TaskFlags = "task_struct.flags";
     TaskStart = "task_struct.start_boottime";
+    TaskProcess = "task_struct.tgid";
+    TaskCred = "task_struct.cred";
+    CredUid = "cred.uid";
     TaskParent = "task_struct.real_parent", without: ANCESTRY;
     TaskPid = "task_struct.thread_pid", without: ANCESTRY;
     PidLevel = "pid.level", without: ANCESTRY;

@@ -4,10 +4,7 @@ use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::{
     Global,
-    helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_get_current_uid_gid,
-        bpf_ktime_get_boot_ns, generated::bpf_probe_read_kernel,
-    },
+    helpers::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, generated::bpf_probe_read_kernel},
 };
 use tcptrace_ebpf::{Config, FIELD_COUNT, Field, Flags, Header, Kind, MISSING};
 
@@ -283,8 +280,9 @@ pub(crate) unsafe fn write_task(header: *mut Header) {
                 .add(offset(Field::TaskComm) as usize)
                 .cast::<c_void>(),
         );
-        (*header).pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        (*header).uid = bpf_get_current_uid_gid() as u32;
+        (*header).pid = Typed::field(task, Field::TaskProcess);
+        let cred: *const u8 = Typed::field(task, Field::TaskCred);
+        (*header).uid = Typed::field(cred, Field::CredUid);
         // Without branches: the verifier follows both ways of each.
         (*header).flags |= (u16::from(flags & PF_KTHREAD != 0) * Flags::KTHREAD)
             | (u16::from(flags & PF_EXITING != 0) * Flags::EXITING)

@@ -393,7 +393,10 @@ impl Live {
 
     /// The states in which sockets pile up.
     fn pile_states(&self) -> States {
-        self.options.piles.map(|piles| piles.states).unwrap_or_default()
+        self.options
+            .piles
+            .map(|piles| piles.states)
+            .unwrap_or_default()
     }
 
     /// Looks at what piles up, if there may be anything: a look walks the kernel's whole table.
