@@ -60,7 +60,9 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
         }
         // `skc_num` will not do: it is 0 already in almost every change to CLOSE.
         let local_port: u16 = Typed::field(tcp, Field::InetLocalPort);
-        let net: *const u8 = Typed::field(sk, Field::SkcNet);
+        // Also pointers: for each that is read from `sk`, which it trusts, the verifier looks through all types of
+        // the kernel, for up to 3 ms (6.18).
+        let net: *const u8 = Typed::field(tcp, Field::SkcNet);
         let netns: u32 = Typed::field(net, Field::NetInode);
         let mut tuple = Tuple::read(sk, local_port, netns);
         // A socket that was connected before still shows the port it had: until `connect()` has chosen
@@ -88,7 +90,7 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
         write_header(&raw mut (*record).header, Kind::Transition, cookie, &tuple);
 
         let owned: i32 = Typed::field(sk, Field::SkOwned);
-        let socket: *const u8 = Typed::field(sk, Field::SkSocket);
+        let socket: *const u8 = Typed::field(tcp, Field::SkSocket);
         // In softirq the current task is whoever was interrupted, and says nothing. What nobody has accepted
         // is closed there as well when its listener's process ends, without the lock of anybody.
         if owned != 0 || (new == State::Close as u8 && socket.is_null()) {
@@ -105,7 +107,7 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
             (*record).header.inode = number as u32;
         }
         if has(Field::SkCgroup) && has(Field::CgroupNode) && has(Field::NodeId) {
-            let cgroup: *const u8 = Typed::field(sk, Field::SkCgroup);
+            let cgroup: *const u8 = Typed::field(tcp, Field::SkCgroup);
             let node: *const u8 = Typed::field(cgroup, Field::CgroupNode);
             (*record).header.cgroup = Typed::field(node, Field::NodeId);
         }

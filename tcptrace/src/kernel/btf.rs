@@ -4,7 +4,7 @@
 //! Format: `Documentation/bpf/btf.rst` (6.18). The bytes are the kernel's, but nothing here trusts
 //! them: every reading is bounds-checked, and every walk is bounded.
 
-use std::{collections::HashMap, fmt, io, path::Path};
+use std::{fmt, io, path::Path};
 
 /// Where the running kernel shows its BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -43,9 +43,10 @@ pub struct Btf {
     strings: usize,
     /// Where each type begins in `data`; type 0 is `void` and has no place.
     types: Vec<usize>,
-    /// Named structs and unions.
-    structs: HashMap<Box<[u8]>, u32>,
-    functions: HashMap<Box<[u8]>, u32>,
+    /// Structs and unions that have a name. There are thousands, and a few dozen are looked for: it takes longer to
+    /// make a table of their names than to look through them.
+    structs: Vec<u32>,
+    functions: Vec<u32>,
 }
 
 /// Why something is not known of the kernel's types.
@@ -137,8 +138,8 @@ impl Btf {
         let mut btf = Self {
             strings,
             types: vec![usize::MAX],
-            structs: HashMap::new(),
-            functions: HashMap::new(),
+            structs: Vec::new(),
+            functions: Vec::new(),
             data,
         };
         btf.data.truncate(types_end.max(strings_end));
@@ -150,16 +151,11 @@ impl Btf {
             if end > types_end {
                 return Err(malformed("end of types"));
             }
-            let name = btf.string(ty.name).ok_or(malformed("name"))?;
-            if !name.is_empty() {
+            let name = btf.strings_at(ty.name).ok_or(malformed("name"))?;
+            if name.first().is_some_and(|byte| *byte != 0) {
                 match ty.kind {
-                    // A name can occur twice; the first is the one that the most of the kernel uses.
-                    kind::STRUCT | kind::UNION => {
-                        btf.structs.entry(name.into()).or_insert(id);
-                    }
-                    kind::FUNC => {
-                        btf.functions.entry(name.into()).or_insert(id);
-                    }
+                    kind::STRUCT | kind::UNION => btf.structs.push(id),
+                    kind::FUNC => btf.functions.push(id),
                     _ => {}
                 }
             }
@@ -178,9 +174,8 @@ impl Btf {
     pub fn offset(&self, path: &str) -> Result<u32, Error> {
         let mut parts = path.split('.');
         let name = parts.next().unwrap_or_default();
-        let mut id = *self
-            .structs
-            .get(name.as_bytes())
+        let mut id = self
+            .named(&self.structs, name)
             .ok_or_else(|| Error::NoStruct(name.to_owned()))?;
         let mut bits: u32 = 0;
         for member in parts {
@@ -203,9 +198,19 @@ impl Btf {
     /// How many arguments a function takes; `None` when the kernel has none of this name.
     #[must_use]
     pub fn argument_count(&self, function: &str) -> Option<usize> {
-        let function = self.ty(*self.functions.get(function.as_bytes())?)?;
+        let function = self.ty(self.named(&self.functions, function)?)?;
         let prototype = self.ty(function.refers)?;
         (prototype.kind == kind::FUNC_PROTO).then_some(prototype.len)
+    }
+
+    /// The one of `ids` that has this name. It can occur twice; the first is the one that most of the kernel uses.
+    fn named(&self, ids: &[u32], name: &str) -> Option<u32> {
+        let is_it = |id: &&u32| {
+            let strings = self.ty(**id).and_then(|ty| self.strings_at(ty.name));
+            let rest = strings.and_then(|strings| strings.strip_prefix(name.as_bytes()));
+            rest.and_then(<[u8]>::first) == Some(&0)
+        };
+        ids.iter().find(is_it).copied()
     }
 
     /// Offset in bits, and type, of a member, also inside anonymous ones.
@@ -267,10 +272,13 @@ impl Btf {
     }
 
     fn string(&self, offset: u32) -> Option<&[u8]> {
-        let rest = self
-            .data
-            .get(self.strings.checked_add(offset as usize)?..)?;
+        let rest = self.strings_at(offset)?;
         Some(&rest[..rest.iter().position(|byte| *byte == 0)?])
+    }
+
+    /// A string, and all that come after it.
+    fn strings_at(&self, offset: u32) -> Option<&[u8]> {
+        self.data.get(self.strings.checked_add(offset as usize)?..)
     }
 }
 

@@ -39,8 +39,6 @@ pub(super) struct Looks {
     traced: bool,
     /// Only what piles up is of interest, and only as the last look shows it.
     only_last: bool,
-    /// So the next look is told of only as far as the one after it needs it.
-    silent: bool,
     /// Namespaces in which the last look showed that something has piled up.
     piled: HashSet<u32>,
     holders: Holders,
@@ -81,7 +79,6 @@ impl Looks {
             piles: piles.map(|piles| piles.states),
             traced,
             only_last: piles.is_some_and(|piles| piles.only_last),
-            silent: piles.is_some_and(|piles| piles.only_last),
             holders: Holders::new(piles.is_some_and(|piles| piles.tree), threads),
             piled: HashSet::new(),
             namespaces: None,
@@ -118,6 +115,8 @@ impl Looks {
         scope: Scope,
         each: &mut impl FnMut(&Event),
     ) -> io::Result<Looked> {
+        // The first of two is told of only as far as the second needs it.
+        let silent = self.only_last && self.namespaces.is_none();
         let time = clock::boot_ns();
         each(&Event::Look(Look {
             time,
@@ -170,7 +169,6 @@ impl Looks {
         looked.unseen.extend(netns::reasons(&closed));
         let all_held = match scope {
             Scope::All | Scope::States(_) => {
-                let silent = std::mem::take(&mut self.silent);
                 let unseen = &mut looked.unseen;
                 self.holders.look(sockets, unlisted, silent, unseen, each)?
             }
@@ -211,37 +209,21 @@ impl Looks {
             Scope::TimeWait | Scope::Orphans => (State::TimeWait.bit() | State::FinWait2.bit(), 0),
         };
         let time_wait_only = matches!(scope, Scope::TimeWait | Scope::Orphans);
-        let orphans: Option<HashSet<u64>> =
-            (scope == Scope::Orphans).then(|| self.waiting.keys().copied().collect());
-        let mut row = |entry: &Entry| {
-            let row = row_of(entry, inode);
-            let waits = entry.is_timewait() && entry.state == State::FinWait2;
-            let news = if waits {
-                self.orphans.insert(inode, row.time);
-                self.waiting.insert(entry.cookie, false).is_none()
-            } else {
-                match self.waiting.get_mut(&entry.cookie) {
-                    Some(shown @ false) => {
-                        *shown = true;
-                        true
-                    }
-                    Some(true) => self.waiting.remove(&entry.cookie).is_some(),
-                    None => false,
-                }
-            };
-            // Of orphans, only what is new: there may be very many sockets in TIME_WAIT.
-            if scope != Scope::Orphans || news {
-                each(row);
-            }
-        };
         if time_wait_only {
             let query = Query {
                 states: others,
                 ..Query::ALL
             };
-            match precise(&mut diag, query, orphans.as_ref()) {
+            let waiting = (scope == Scope::Orphans).then_some(&self.waiting);
+            match precise(&mut diag, query, waiting) {
                 Ok((entries, completeness)) => {
-                    entries.iter().for_each(row);
+                    for entry in &entries {
+                        let news = self.is_news(entry, inode);
+                        // Of orphans, only what is new: there may be very many sockets in TIME_WAIT.
+                        if scope == Scope::TimeWait || news {
+                            each(row_of(entry, inode));
+                        }
+                    }
                     if completeness == Completeness::Complete {
                         looked.netns.push(inode);
                     }
@@ -271,7 +253,8 @@ impl Looks {
                 is_piled |= piles_up;
                 // The second walk shows more of it.
                 if !piles_up || tcp_info {
-                    row(entry);
+                    self.is_news(entry, inode);
+                    each(row_of(entry, inode));
                 }
             });
             match dumped {
@@ -295,6 +278,22 @@ impl Looks {
             looked.netns.push(inode);
         } else {
             looked.failed = true;
+        }
+    }
+
+    /// Remembers orphans. Whether the entry tells something new of one.
+    fn is_news(&mut self, entry: &Entry, netns: u32) -> bool {
+        if entry.is_timewait() && entry.state == State::FinWait2 {
+            self.orphans.insert(netns, entry.time);
+            return self.waiting.insert(entry.cookie, false).is_none();
+        }
+        match self.waiting.get_mut(&entry.cookie) {
+            Some(shown @ false) => {
+                *shown = true;
+                true
+            }
+            Some(true) => self.waiting.remove(&entry.cookie).is_some(),
+            None => false,
         }
     }
 
@@ -363,12 +362,12 @@ fn list(namespace: &netns::Namespace, sockets: &mut Sockets) {
     let _ = diag.dump(query, |entry| sockets.list(entry.inode));
 }
 
-/// Timewait sockets; with `orphans`, only those in FIN_WAIT2, and those of `orphans` that have come to TIME_WAIT since.
+/// Timewait sockets; with `waiting`, only those in FIN_WAIT2, and those of `waiting` that have come to TIME_WAIT since.
 /// When that was is reckoned from the time of the look; so if another process ran during it, it is repeated.
 fn precise(
     diag: &mut Diag,
     query: Query,
-    orphans: Option<&HashSet<u64>>,
+    waiting: Option<&HashMap<u64, bool>>,
 ) -> Result<(Vec<Entry>, Completeness), sock_diag::Error> {
     let jiffy = 1_000_000_000 / u64::from(clock::hz());
     let mut left = PRECISE_LOOKS;
@@ -378,7 +377,7 @@ fn precise(
         left -= 1;
         let (mut within, mut entries) = (0, Vec::new());
         let completeness = diag.dump(query, |entry| {
-            let is_wanted = orphans.is_none_or(|orphans| orphans.contains(&entry.cookie));
+            let is_wanted = waiting.is_none_or(|waiting| waiting.contains_key(&entry.cookie));
             if is_wanted && entry.state == State::TimeWait {
                 within = within.max(entry.within);
             }

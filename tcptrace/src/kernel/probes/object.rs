@@ -1,6 +1,9 @@
 //! The kernel side as one object, and attaching its probes, a family at a time.
 
-use std::{fmt, io};
+use std::{
+    fmt, io, panic,
+    thread::{self, JoinHandle},
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -47,7 +50,11 @@ pub(super) struct Types {
     /// How many arguments [`ACCEPT_FUNCTION`] takes.
     accept_arguments: Option<usize>,
     btf: Btf,
+    ranges: JoinHandle<Ranges>,
 }
+
+/// Where the functions of [`looked_for`] lie.
+type Ranges = io::Result<Option<[TextRange; Caller::COUNT + 1]>>;
 
 /// What `/proc/kallsyms` tells of the functions that the probes look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +95,8 @@ unsafe impl aya::Pod for ConfigBytes {}
 
 impl Types {
     pub(super) fn read() -> Result<Self, Refused> {
+        // To read these takes as long as all the rest up to the first probe.
+        let ranges = thread::spawn(|| kallsyms::find(looked_for()));
         let types = btf::Btf::of_kernel().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Refused::NoBtf,
             io::ErrorKind::InvalidData => Refused::BtfUnusable(error.to_string()),
@@ -107,6 +116,7 @@ impl Types {
             missing,
             accept_arguments: types.argument_count(ACCEPT_FUNCTION),
             btf: Btf::from_sys_fs().map_err(|error| Refused::BtfUnusable(error.to_string()))?,
+            ranges,
         })
     }
 
@@ -125,10 +135,13 @@ impl Object {
     pub(super) fn open(types: Types, settings: &Settings) -> Result<Self, Refused> {
         let mut config = settings.config;
         config.time_wait_jiffies = TIME_WAIT_SECONDS * u64::from(clock::hz());
-        let symbols = find_symbols(&mut config);
+        let mut loader = EbpfLoader::new();
+        let ranges = types.ranges.join();
+        let ranges = ranges.unwrap_or_else(|panic| panic::resume_unwind(panic));
+        let symbols = symbols(ranges, &mut config);
         let bytes = ConfigBytes(config);
         let level: u8 = if settings.log { 5 } else { 0 };
-        let mut ebpf = EbpfLoader::new()
+        let mut ebpf = loader
             .override_global("OFFSETS", &types.offsets[..], true)
             .override_global("CONFIG", &bytes, true)
             .override_global("AYA_LOG_LEVEL", &level, false)
@@ -318,13 +331,18 @@ fn take<M: TryFrom<aya::maps::Map, Error: fmt::Display>>(
     M::try_from(map).map_err(|error| broken(&error))
 }
 
-/// Looks the functions up that are looked for on stacks and in timers.
-fn find_symbols(config: &mut Config) -> Symbols {
+/// The functions that are looked for on stacks, and last that in timers.
+fn looked_for() -> [&'static str; Caller::COUNT + 1] {
     let mut names = [TW_TIMER_HANDLER; Caller::COUNT + 1];
     for (name, (_, caller)) in names.iter_mut().zip(Caller::ALL) {
         *name = caller;
     }
-    let [callers @ .., handler] = match kallsyms::find(names) {
+    names
+}
+
+/// Tells the probes where they lie.
+fn symbols(ranges: Ranges, config: &mut Config) -> Symbols {
+    let [callers @ .., handler] = match ranges {
         Ok(Some(found)) => found,
         Ok(None) => return Symbols::Hidden,
         Err(error) => return Symbols::Unreadable(Cause::from(&error)),
