@@ -79,6 +79,24 @@ impl Seen {
     }
 }
 
+/// What the name of an instance begins with, before the process id and the seed.
+const INSTANCE: &str = "tcptrace-tests-";
+
+/// An instance outlives a test that was killed, and costs every connection something until it is removed.
+fn remove_left(instances: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(instances)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(INSTANCE)?.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            fs::remove_dir(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// An instance of the kernel's tracing, gone with this value.
 struct Trace {
     mounted: PathBuf,
@@ -106,7 +124,9 @@ impl Trace {
             MsFlags::empty(),
             nothing,
         )?;
-        let instance = mounted.join(format!("instances/tcptrace-tests-{}-{seed}", process::id()));
+        let instances = mounted.join("instances");
+        remove_left(&instances)?;
+        let instance = instances.join(format!("{INSTANCE}{}-{seed}", process::id()));
         fs::create_dir(&instance)?;
         let trace = Self { mounted, instance };
         let threads = fs::read_dir("/proc/1/task")?;

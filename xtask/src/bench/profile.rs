@@ -21,6 +21,8 @@ const PERF: &str = "perf";
 const FREQUENCY: &str = "4999";
 /// As a symbol, a BPF program begins so.
 const PROGRAM: &str = "bpf_prog_";
+/// What the kernel does for somebody else who traces the states of sockets.
+const ELSE: &str = "trace_event_raw_event_inet_sock_set_state";
 /// What the kernel does to call programs at a tracepoint.
 const CALLS: [&str; 3] = ["bpf_trace_run", "__bpf_trace_", "__traceiter_"];
 /// What a system call passes through only while somebody traces one.
@@ -46,6 +48,12 @@ pub(super) fn measure(lab: &Lab, seconds: f64, tracers: &[Tracer]) -> Result<Vec
             let running = tracer.start(&lab.folder, &[])?;
             let stacks = sampled(&perf, lab, Load::resets(seconds))?;
             running.finish(churn::PORT)?;
+            ensure!(
+                !stacks.contains(ELSE),
+                "somebody has switched the event sock:inet_sock_set_state on in tracefs, which costs every \
+                 connection something, traced or not: switch it off and measure again (set_event in \
+                 /sys/kernel/tracing, or in one of its instances, has it)"
+            );
             let (samples, shares) = shares(&stacks);
             ensure!(samples > 0, "{PERF} took no samples");
             Ok(Profile {
@@ -146,7 +154,7 @@ fn what(functions: &[&str]) -> Option<String> {
         return Some("system calls off their fast path".to_owned());
     }
     if functions.iter().any(|function| begins(function, &CALLS)) {
-        return Some("calling programs, or in one that `perf` cannot name".to_owned());
+        return Some("calling programs".to_owned());
     }
     None
 }
@@ -186,7 +194,7 @@ mod tests {
                 ("`inet_sock_set_state`: own instructions", 2.0),
                 ("`inet_sock_set_state`: ring buffer", 1.0),
                 ("`sys_exit_accept4`: reading by helper", 1.0),
-                ("calling programs, or in one that `perf` cannot name", 1.0),
+                ("calling programs", 1.0),
                 ("system calls off their fast path", 1.0),
             ]
         );
