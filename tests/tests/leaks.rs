@@ -75,6 +75,25 @@ fn older_than_tcptrace() {
     }
 }
 
+/// Where two looks have shown nothing, it is not looked any more, until a record tells of something.
+#[test]
+fn what_comes_after_nothing_is_found() {
+    let Some(lab) = Lab::new() else { return };
+    let leaks = watch(&lab, &[]);
+    let mut peers = Peers::new(&lab);
+    for sockets in [1, 2] {
+        thread::sleep(Duration::from_millis(1500));
+        let left: Vec<_> = (0..sockets).map(|_| peers.left_by_client()).collect();
+        leaks.wait_for("the leak", SOON, |line| {
+            is_leak_of(line, &peers.server, sockets)
+        });
+        for connection in &left {
+            peers.server.close(&connection.name);
+        }
+    }
+    let _ = leaks.finish_whole();
+}
+
 #[test]
 fn traced_ages_are_exact() {
     let Some(lab) = Lab::new() else { return };

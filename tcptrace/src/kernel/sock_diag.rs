@@ -199,7 +199,7 @@ impl Diag {
         let mut written = clock::boot_ns();
         while !answer.done {
             answer.written = written;
-            answer.within = written - began;
+            answer.within = written.saturating_sub(began);
             began = clock::boot_ns();
             let length = match self.socket.recv(&mut &mut self.buffer[..], libc::MSG_TRUNC) {
                 Ok(length) => length,

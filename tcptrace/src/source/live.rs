@@ -131,6 +131,28 @@ pub struct Live {
     malformed: u64,
 }
 
+/// A piece of work after which to pause: looking must not become the work.
+struct Stint {
+    began: Instant,
+    cpu_ns: u64,
+}
+
+impl Stint {
+    fn begin() -> Self {
+        Self {
+            began: Instant::now(),
+            cpu_ns: clock::thread_cpu_ns(),
+        }
+    }
+
+    /// How long to pause: so many times the CPU time that it took. How long it waited for a CPU is no work, and must
+    /// not make the next look late as well; but records wait meanwhile, so that as long is left for them.
+    fn pause(&self, times: u32) -> Duration {
+        let cpu = Duration::from_nanos(clock::thread_cpu_ns() - self.cpu_ns);
+        (cpu * times).max(self.began.elapsed())
+    }
+}
+
 /// Why [`Live::wait`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
@@ -360,9 +382,9 @@ impl Live {
         }
         if self.looks_due > 0 && Instant::now() >= self.next_look {
             self.looks_due -= 1;
-            let cost = self.look_for(Scope::All, each)?;
-            // Looking must not become the work.
-            self.next_look = Instant::now() + (cost * 10).max(LOOK_EVERY);
+            let stint = Stint::begin();
+            self.look(Scope::All, each)?;
+            self.next_look = Instant::now() + stint.pause(10).max(LOOK_EVERY);
         } else if needs.time_wait_look && Instant::now() >= self.next_time_wait_look {
             let probed = self.time_wait_probes() != event::Probes::None;
             let scope = if probed {
@@ -370,19 +392,18 @@ impl Live {
             } else {
                 Scope::TimeWait
             };
-            let cost = self.look_for(scope, each)?;
-            // Looking must not become the work.
-            self.next_time_wait_look = Instant::now() + (cost * 20).max(TIME_WAIT_LOOK_EVERY);
+            let stint = Stint::begin();
+            self.look(scope, each)?;
+            self.next_time_wait_look = Instant::now() + stint.pause(20).max(TIME_WAIT_LOOK_EVERY);
         }
         if let Some(piles) = self.options.piles
             && Instant::now() >= self.next_pile_look
         {
-            let before = clock::thread_cpu_ns();
+            let stint = Stint::begin();
             self.look_at_piles(piles, needs, each)?;
-            let cost = Duration::from_nanos(clock::thread_cpu_ns() - before);
-            // Looking must not become the work; where a program is watched, it is a good part of it.
-            let share = if piles.tree { 4 } else { 20 };
-            self.next_pile_look = Instant::now() + (cost * share).max(piles.every);
+            // Where a program is watched, looking is a good part of the work.
+            let times = if piles.tree { 4 } else { 20 };
+            self.next_pile_look = Instant::now() + stint.pause(times).max(piles.every);
         }
         // With records left in the buffer, time has not come to now.
         if drained < BATCH && (check || needs.tick_by.is_some_and(|tick| tick <= now)) {
@@ -406,6 +427,8 @@ impl Live {
         needs: Needs,
         each: &mut impl FnMut(&Event),
     ) -> io::Result<()> {
+        // What has come, or was lost, may be what has piled up.
+        while self.drain(each) == BATCH {}
         self.check_losses(each);
         let scope = self.pile_scope(piles, needs);
         if scope == Scope::All || self.pile_looks_due > 0 {
@@ -539,13 +562,6 @@ impl Live {
         }
     }
 
-    /// The same. Returns how much of a CPU's time it took: how long it waited for one, or slept, is no work.
-    fn look_for(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Duration> {
-        let before = clock::thread_cpu_ns();
-        self.look(scope, each)?;
-        Ok(Duration::from_nanos(clock::thread_cpu_ns() - before))
-    }
-
     /// Looks at what exists. Returns what could not be looked at.
     fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
         let states = self.pile_states();
@@ -588,6 +604,7 @@ impl Live {
             }));
             (self.lost, self.missed) = (lost, missed);
             self.looks_due = MISSES;
+            self.pile_looks_due = MISSES;
         }
     }
 

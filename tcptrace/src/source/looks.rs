@@ -19,6 +19,7 @@ use crate::{
         capabilities::Capabilities,
         clock,
         netns::{self, Namespaces},
+        netstat::TcpExt,
         sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Query, Timer},
     },
     reason::Reason,
@@ -199,7 +200,10 @@ impl Looks {
             Ok(diag) => diag,
             // Its sockets are gone as well.
             Err(netns::Error::Gone { .. }) => return looked.netns.push(inode),
-            Err(error) => return closed.push(error),
+            Err(error) => {
+                looked.failed |= matches!(error, netns::Error::Other { .. });
+                return closed.push(error);
+            }
         };
         let piles = self.piles.map_or(0, States::mask);
         let (others, piles) = match scope {
@@ -218,7 +222,7 @@ impl Looks {
             match precise(&mut diag, query, waiting) {
                 Ok((entries, completeness)) => {
                     for entry in &entries {
-                        let news = self.is_news(entry, inode);
+                        let news = self.remember(entry, inode);
                         // Of orphans, only what is new: there may be very many sockets in TIME_WAIT.
                         if scope == Scope::TimeWait || news {
                             each(row_of(entry, inode));
@@ -253,7 +257,7 @@ impl Looks {
                 is_piled |= piles_up;
                 // The second walk shows more of it.
                 if !piles_up || tcp_info {
-                    self.is_news(entry, inode);
+                    self.remember(entry, inode);
                     each(row_of(entry, inode));
                 }
             });
@@ -281,8 +285,8 @@ impl Looks {
         }
     }
 
-    /// Remembers orphans. Whether the entry tells something new of one.
-    fn is_news(&mut self, entry: &Entry, netns: u32) -> bool {
+    /// Remembers orphans. Returns whether the entry tells something new of one.
+    fn remember(&mut self, entry: &Entry, netns: u32) -> bool {
         if entry.is_timewait() && entry.state == State::FinWait2 {
             self.orphans.insert(netns, entry.time);
             return self.waiting.insert(entry.cookie, false).is_none();
@@ -320,16 +324,15 @@ impl Looks {
     }
 
     fn read_overflow(&mut self, inode: u32, each: &mut impl FnMut(&Event)) {
-        if !inodes(&self.namespaces).any(|known| known == inode) {
-            self.namespaces = Namespaces::discover().ok();
-        }
         let time = clock::boot_ns();
         let first = self.overflow_read.insert(inode, time).is_none();
-        let namespaces = self.namespaces.as_ref();
-        let Some(namespace) = namespaces.and_then(|namespaces| namespaces.get(inode)) else {
-            return;
-        };
-        let Ok(counters) = namespace.tcp_ext() else {
+        let mut counters = self.tcp_ext(inode);
+        if matches!(counters, Err(netns::Error::Gone { .. })) {
+            // Or it has come since, or is reached by another way now.
+            self.namespaces = Namespaces::discover().ok();
+            counters = self.tcp_ext(inode);
+        }
+        let Ok(counters) = counters else {
             return;
         };
         // One that is newer than the tracer began to count at 0.
@@ -341,6 +344,14 @@ impl Looks {
                 count,
             });
         }
+    }
+
+    fn tcp_ext(&self, inode: u32) -> Result<TcpExt, netns::Error> {
+        let namespaces = self.namespaces.as_ref();
+        namespaces
+            .and_then(|namespaces| namespaces.get(inode))
+            .ok_or(netns::Error::Gone { inode })?
+            .tcp_ext()
     }
 
     fn is_wanted(&self, inode: u32) -> bool {

@@ -304,10 +304,9 @@ mod tests {
         let figures = std::fs::read_to_string(docs.join("performance.json")).unwrap();
         let results: Results = serde_json::from_str(&figures).unwrap();
         let written = std::fs::read_to_string(docs.join("performance.md")).unwrap();
-        assert_eq!(
-            page(&results),
-            written,
-            "`cargo xtask bench --page` writes it anew"
+        assert!(
+            page(&results) == written,
+            "docs/performance.md is not: `cargo xtask bench --page` writes it anew"
         );
     }
 }

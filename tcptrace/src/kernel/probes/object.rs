@@ -50,7 +50,8 @@ pub(super) struct Types {
     /// How many arguments [`ACCEPT_FUNCTION`] takes.
     accept_arguments: Option<usize>,
     btf: Btf,
-    ranges: JoinHandle<Ranges>,
+    /// On their way; or no thread could be made to fetch them.
+    ranges: io::Result<JoinHandle<Ranges>>,
 }
 
 /// Where the functions of [`looked_for`] lie.
@@ -96,7 +97,8 @@ unsafe impl aya::Pod for ConfigBytes {}
 impl Types {
     pub(super) fn read() -> Result<Self, Refused> {
         // To read these takes as long as all the rest up to the first probe.
-        let ranges = thread::spawn(|| kallsyms::find(looked_for()));
+        let reader = thread::Builder::new().name("symbols".to_owned());
+        let ranges = reader.spawn(|| kallsyms::find(looked_for()));
         let types = btf::Btf::of_kernel().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Refused::NoBtf,
             io::ErrorKind::InvalidData => Refused::BtfUnusable(error.to_string()),
@@ -135,10 +137,15 @@ impl Object {
     pub(super) fn open(types: Types, settings: &Settings) -> Result<Self, Refused> {
         let mut config = settings.config;
         config.time_wait_jiffies = TIME_WAIT_SECONDS * u64::from(clock::hz());
+        // It reads the kernel's types once more: time for the symbols to come.
         let mut loader = EbpfLoader::new();
-        let ranges = types.ranges.join();
-        let ranges = ranges.unwrap_or_else(|panic| panic::resume_unwind(panic));
-        let symbols = symbols(ranges, &mut config);
+        let ranges = match types.ranges {
+            Ok(reader) => reader
+                .join()
+                .unwrap_or_else(|panic| panic::resume_unwind(panic)),
+            Err(_) => kallsyms::find(looked_for()),
+        };
+        let symbols = take_symbols(ranges, &mut config);
         let bytes = ConfigBytes(config);
         let level: u8 = if settings.log { 5 } else { 0 };
         let mut ebpf = loader
@@ -340,8 +347,8 @@ fn looked_for() -> [&'static str; Caller::COUNT + 1] {
     names
 }
 
-/// Tells the probes where they lie.
-fn symbols(ranges: Ranges, config: &mut Config) -> Symbols {
+/// Tells the probes where the functions of [`looked_for`] lie.
+fn take_symbols(ranges: Ranges, config: &mut Config) -> Symbols {
     let [callers @ .., handler] = match ranges {
         Ok(Some(found)) => found,
         Ok(None) => return Symbols::Hidden,
