@@ -35,6 +35,10 @@ pub(super) struct Looks {
     by_inode: HashMap<u32, u64>,
     /// Sockets it showed that nobody has accepted.
     not_accepted: Vec<u64>,
+    /// Sockets it showed with a file that were their listener's as far as records told, and who holds them. Somebody
+    /// has accepted them, unseen by the probes; or the record of that, and of what came before it, is still to be
+    /// read.
+    accepted: HashMap<u64, Option<Owner>>,
     /// Sockets it showed in another state than the records did, if no record explains that.
     corrections: Vec<(u64, State)>,
     /// `TCPTimeWaitOverflow` by namespace when last heard of.
@@ -81,6 +85,7 @@ impl Tracker {
         self.look.current = Some(look);
         self.look.by_inode.clear();
         self.look.not_accepted.clear();
+        self.look.accepted.clear();
         self.look.corrections.clear();
     }
 
@@ -119,9 +124,8 @@ impl Tracker {
                 self.look.corrections.push((cookie, row.state));
             }
             match self.owners.get(connection.owner) {
-                // It has a file: somebody accepted it, unseen by the probes. Not necessarily the listener.
                 Some(owner) if owner.via == Via::Listener && row.inode != 0 => {
-                    connection.owner = OwnerId::NONE;
+                    self.look.accepted.insert(cookie, None);
                 }
                 Some(_) => return,
                 None => {}
@@ -271,18 +275,31 @@ impl Tracker {
         let Some(connection) = self.connections.get(cookie) else {
             return;
         };
-        let known = self.owners.get(connection.owner);
-        if known.is_none_or(|owner| owner.via == Via::Holder && holder.pid < owner.pid) {
-            let owner = self.owner_id(Some(Owner {
-                pid: holder.pid,
-                comm: holder.comm,
-                start: holder.start,
-                via: Via::Holder,
-                tree: holder.tree,
-            }));
-            if let Some(connection) = self.connections.get_mut(cookie) {
-                connection.owner = owner;
-            }
+        let accepted = self.look.accepted.get_mut(&cookie);
+        let known = match &accepted {
+            Some(found) => **found,
+            None => self.owners.get(connection.owner),
+        };
+        if known.is_some_and(|owner| owner.via != Via::Holder || holder.pid >= owner.pid) {
+            return;
+        }
+        let owner = Some(Owner {
+            pid: holder.pid,
+            comm: holder.comm,
+            start: holder.start,
+            via: Via::Holder,
+            tree: holder.tree,
+        });
+        match accepted {
+            Some(found) => *found = owner,
+            None => self.give(cookie, owner),
+        }
+    }
+
+    fn give(&mut self, cookie: u64, owner: Option<Owner>) {
+        let owner = self.owner_id(owner);
+        if let Some(connection) = self.connections.get_mut(cookie) {
+            connection.owner = owner;
         }
     }
 
@@ -315,10 +332,15 @@ impl Tracker {
             };
             if connection.owner == OwnerId::NONE {
                 let owner = self.listener_owner(&connection.socket);
-                let owner = self.owner_id(owner);
-                if let Some(connection) = self.connections.get_mut(cookie) {
-                    connection.owner = owner;
-                }
+                self.give(cookie, owner);
+            }
+        }
+        for (cookie, holder) in std::mem::take(&mut self.look.accepted) {
+            let connection = self.connections.get(cookie);
+            let owner = connection.and_then(|connection| self.owners.get(connection.owner));
+            // Not necessarily the listener's process.
+            if owner.is_some_and(|owner| owner.via == Via::Listener) {
+                self.give(cookie, holder);
             }
         }
         for (cookie, state) in std::mem::take(&mut self.look.corrections) {

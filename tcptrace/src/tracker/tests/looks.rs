@@ -118,6 +118,27 @@ fn an_accepted_socket_whose_holder_cannot_be_seen_is_nobodys() {
     world.assert_changes(&["2 30 ESTABLISHED>CLOSE_WAIT after 19, nobody"]);
 }
 
+/// What came before the row, `accept()` too, is read after it.
+#[test]
+fn what_came_before_it_was_accepted_is_still_its_listeners() {
+    let mut world = World::new();
+    world.feed(change(0, listener(), Close, Listen).by(nginx()));
+    world.feed(change(10, server(), Listen, SynRecv).no_socket());
+    world.feed(change(11, server(), SynRecv, Established).no_socket());
+    world.forget_told();
+    world.feed(look(20, Scope::All));
+    world.feed(row(23, server(), CloseWait, 501));
+    world.feed(holder(501, process(80, "worker")));
+    world.feed(change(21, server(), Established, CloseWait).no_socket());
+    world.feed(accept(22, server(), process(70, "acceptor")));
+    world.feed(look_end(25, &[NETNS]));
+    world.feed(change(30, server(), CloseWait, Close));
+    world.assert_changes(&[
+        "2 21 ESTABLISHED>CLOSE_WAIT after 10, nginx via listener",
+        "2 30 CLOSE_WAIT>CLOSE after 9, acceptor via accept",
+    ]);
+}
+
 #[test]
 fn an_event_beats_the_row() {
     // The record lies in the buffer while the table is read.
