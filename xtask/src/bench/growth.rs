@@ -61,16 +61,17 @@ pub(super) fn measure(lab: &Lab, tcptrace: &Path, rounds: usize) -> Result<Growt
         what: name.to_owned(),
         why,
     }));
-    growth.rates = rate::measure(lab, &compared, rounds.min(ROUNDS), left_out)?;
-    growth.looks = look::measure(lab, tcptrace, left_out)?;
     let stream = named(&[STREAM]);
     let resets = Load::resets(0.5);
+    growth.reset = kernel::measure(lab, 3, resets, &stream, left_out)?;
+    let empty_ns = growth.reset.empty.median;
+    growth.rates = rate::measure(lab, &compared, rounds.min(ROUNDS), empty_ns, left_out)?;
+    growth.looks = look::measure(lab, tcptrace, left_out)?;
     let resting = Load {
         close: "fin",
         rate: Some(RESTING),
         ..Load::resets(1.0)
     };
-    growth.reset = kernel::measure(lab, 3, resets, &stream, left_out)?;
     let by_two = Load {
         threads: 2,
         ..resets

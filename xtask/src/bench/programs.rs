@@ -22,6 +22,14 @@ pub(super) fn of(pid: u32) -> BTreeMap<u32, Run> {
     texts.filter_map(|text| parse(&text)).collect()
 }
 
+/// All programs of a process together.
+pub(super) fn all_of(pid: u32) -> Run {
+    of(pid).into_values().fold(Run::default(), |sum, run| Run {
+        count: sum.count + run.count,
+        ns: sum.ns + run.ns,
+    })
+}
+
 /// What `fdinfo` says of the descriptor of a program; `None` of anything else. A link names its program as
 /// well, but not how often that ran.
 fn parse(fdinfo: &str) -> Option<(u32, Run)> {

@@ -70,8 +70,9 @@ pub(crate) struct RatePoint {
     pub(crate) per_second: f64,
     /// CPU time of the tracer for a connection, microseconds.
     pub(crate) own_us: Spread,
-    /// CPU time that is added to whoever connects, for a connection, microseconds. By chance it can be below zero.
-    pub(crate) added_us: Spread,
+    /// What its programs in the kernel take for a connection, microseconds, without what the kernel's statistics of
+    /// that take themselves.
+    pub(crate) kernel_us: Spread,
 }
 
 impl RatePoint {
@@ -80,9 +81,9 @@ impl RatePoint {
         self.own_us.median * self.per_second / 1e6
     }
 
-    /// Of one core: what the tracer takes, and what it adds to others.
+    /// Of one core: what the tracer takes, and its programs.
     pub(crate) fn share(&self) -> f64 {
-        (self.own_us.median + self.added_us.median) * self.per_second / 1e6
+        (self.own_us.median + self.kernel_us.median) * self.per_second / 1e6
     }
 }
 

@@ -180,8 +180,11 @@ fn rates(page: &mut String, growth: &Growth, picture: &Embed<'_>) {
         "One thread opens, accepts and closes (with a reset) connections on the loopback interface, at a rate that is \
          kept by deadlines: those that are due within a millisecond come one after the other. The last point of each \
          is as fast as the machine goes. Tracers write to a file in memory. What it costs is the CPU time of the \
-         tracer and what it adds to that of whoever connects, against runs without a tracer just before and after; \
-         medians of {} runs. Without, it is {:.0} connections a second at most, of {} µs each.\n\n",
+         tracer and that of its programs in the kernel, by the kernel's statistics and without what those take \
+         themselves; medians of {} runs. (What whoever connects takes longer is more than its programs: the way to \
+         them, and caches. It is a small difference of two large figures, which a noisy machine hides: [what it \
+         costs](performance.md) has it, as fast as the machine goes.) Without a tracer, it is {:.0} connections a \
+         second at most, of {} µs each.\n\n",
         rates.rounds,
         rates.limit,
         digits(rates.untraced_us),
@@ -197,7 +200,7 @@ fn rates(page: &mut String, growth: &Growth, picture: &Embed<'_>) {
                 curve.name.clone(),
                 format!("{:.0}{most}", point.per_second),
                 digits(point.own_us.median),
-                digits(point.added_us.median),
+                digits(point.kernel_us.median),
                 percent(point.share()),
             ]
         })
@@ -206,7 +209,7 @@ fn rates(page: &mut String, growth: &Growth, picture: &Embed<'_>) {
         "with",
         "connections/s",
         "its own µs each",
-        "added µs each",
+        "its programs' µs each",
         "of one core",
     ];
     table(page, head, rows);
@@ -401,11 +404,11 @@ mod tests {
             }],
             ..Growth::default()
         };
-        let point = |asked: Option<u32>, per_second: f64, added| RatePoint {
+        let point = |asked: Option<u32>, per_second: f64, kernel| RatePoint {
             asked,
             per_second,
             own_us: same(3.0),
-            added_us: same(added),
+            kernel_us: same(kernel),
         };
         growth.rates.curves.push(RateCurve {
             name: "one".to_owned(),

@@ -443,7 +443,7 @@ mod tests {
             asked: None,
             per_second,
             own_us: same(4.0),
-            added_us: same(1.0),
+            kernel_us: same(1.0),
         };
         let mut growth = Growth {
             reset: kernel(150.0, 6.0),

@@ -3,11 +3,13 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result};
+use aya::sys::{Stats, enable_stats};
 
 use super::figures::{RateCurve, RatePoint, Rates};
 use crate::bench::{
     churn::{self, Load, Made, PORT, SETTLE},
     lab::Lab,
+    programs::{self, Run},
     results::LeftOut,
     single,
     spread::Spread,
@@ -31,23 +33,32 @@ const DRAINED: Duration = Duration::from_millis(60);
 /// What is slower than this part of what it should be is the machine's limit, which has a point of its own.
 const KEPT: f64 = 0.97;
 
-/// A run at one rate: what was made, and the tracer's CPU seconds.
-type Pass = Vec<(Made, f64)>;
+/// A run at one rate.
+#[derive(Clone, Copy)]
+struct At {
+    made: Made,
+    /// CPU seconds of the tracer.
+    own: f64,
+    /// What its programs ran.
+    programs: Run,
+}
 
-/// Measures: without, with the first, without, with the second, and so on, `rounds` times.
+/// Measures each tracer in turn, `rounds` times. `empty_ns`: what the kernel's statistics of a program take.
 pub(super) fn measure(
     lab: &Lab,
     tracers: &[Tracer],
     rounds: usize,
+    empty_ns: f64,
     left_out: &mut Vec<LeftOut>,
 ) -> Result<Rates> {
-    let mut all: Vec<Vec<(Pass, Pass, Pass)>> = vec![Vec::new(); tracers.len()];
+    // On as long as this is open.
+    let _statistics = enable_stats(Stats::RunTime).context("cannot turn on BPF statistics")?;
+    let mut all: Vec<Vec<Vec<At>>> = vec![Vec::new(); tracers.len()];
     let mut lost = vec![0; tracers.len()];
     let mut failed = vec![false; tracers.len()];
     // The first one pays for whatever is not in memory yet.
     churn::make(&lab.churn, 0.5)?;
-    let mut before = pass(lab, None)?;
-    let mut untraced = vec![before.clone()];
+    let mut untraced = Vec::new();
     for round in 1..=rounds {
         for (index, tracer) in tracers.iter().enumerate() {
             if failed[index] {
@@ -57,18 +68,17 @@ pub(super) fn measure(
                 "bench: growth: rates, round {round} of {rounds}: {}",
                 tracer.name
             );
+            untraced.push(churn::run(&lab.churn, Load::resets(0.5))?);
             let traced = tracer.start(&lab.folder, &[]).and_then(|running| {
-                let traced = pass(lab, Some(&running))?;
+                let traced = pass(lab, &running)?;
                 thread::sleep(SETTLE);
                 Ok((traced, running.finish(PORT)?))
             });
             thread::sleep(SETTLE);
-            let after = pass(lab, None)?;
-            untraced.push(after.clone());
             match traced {
                 Ok((traced, told)) => {
                     lost[index] += told.lost;
-                    all[index].push((before, traced, after.clone()));
+                    all[index].push(traced);
                 }
                 Err(error) => {
                     failed[index] = true;
@@ -78,7 +88,6 @@ pub(super) fn measure(
                     });
                 }
             }
-            before = after;
         }
     }
     let curves = tracers.iter().zip(&all).zip(lost);
@@ -86,13 +95,12 @@ pub(super) fn measure(
     let curves = curves.map(|((tracer, passes), lost)| {
         Ok(RateCurve {
             name: tracer.name.to_owned(),
-            points: points(passes).context("no time passed")?,
+            points: points(passes, empty_ns).context("no time passed")?,
             lost,
         })
     });
     let median = |of: fn(&Made) -> f64| {
-        let at_the_limit = untraced.iter().filter_map(|pass| pass.last());
-        let values: Vec<f64> = at_the_limit.map(|(made, _)| of(made)).collect();
+        let values: Vec<f64> = untraced.iter().map(of).collect();
         Some(Spread::of(&values)?.median)
     };
     Ok(Rates {
@@ -104,42 +112,40 @@ pub(super) fn measure(
 }
 
 /// Every rate once.
-fn pass(lab: &Lab, running: Option<&Running>) -> Result<Pass> {
-    let cpu = || -> Result<f64> {
-        match running {
-            Some(running) => Ok(single::activity(running.pid())?.0 as f64 / 1e9),
-            None => Ok(0.0),
-        }
-    };
+fn pass(lab: &Lab, running: &Running) -> Result<Vec<At>> {
+    let pid = running.pid();
     let each = RATES.map(|rate| {
         let few = rate.is_some_and(|rate| rate < FEW);
-        let before = cpu()?;
-        let made = churn::run(
-            &lab.churn,
-            Load {
-                rate,
-                ..Load::resets(if few { 1.0 } else { 0.5 })
-            },
-        )?;
-        if running.is_some() {
-            thread::sleep(DRAINED);
-        }
-        Ok((made, cpu()? - before))
+        let load = Load {
+            rate,
+            ..Load::resets(if few { 1.0 } else { 0.5 })
+        };
+        let own = single::activity(pid)?.0;
+        let programs = programs::all_of(pid);
+        let made = churn::run(&lab.churn, load)?;
+        let programs = programs::all_of(pid).since(programs);
+        thread::sleep(DRAINED);
+        Ok(At {
+            made,
+            own: (single::activity(pid)?.0 - own) as f64 / 1e9,
+            programs,
+        })
     });
     each.into_iter().collect()
 }
 
-/// The curve of passes with a tracer, each between two without.
-fn points(passes: &[(Pass, Pass, Pass)]) -> Option<Vec<RatePoint>> {
+/// The curve of passes with a tracer.
+fn points(passes: &[Vec<At>], empty_ns: f64) -> Option<Vec<RatePoint>> {
     let mut points = Vec::new();
-    for (at, asked) in RATES.into_iter().enumerate() {
-        let (mut rates, mut own, mut added) = (Vec::new(), Vec::new(), Vec::new());
-        for (before, traced, after) in passes {
-            let (made, cpu) = traced[at];
-            let untraced = f64::midpoint(before[at].0.cpu_us_each, after[at].0.cpu_us_each);
-            rates.push(made.per_second);
-            own.push(cpu * 1e6 / made.connections as f64);
-            added.push(made.cpu_us_each - untraced);
+    for (index, asked) in RATES.into_iter().enumerate() {
+        let (mut rates, mut own, mut kernel) = (Vec::new(), Vec::new(), Vec::new());
+        for pass in passes {
+            let at = pass[index];
+            let connections = at.made.connections as f64;
+            let net_ns = at.programs.ns as f64 - empty_ns * at.programs.count as f64;
+            rates.push(at.made.per_second);
+            own.push(at.own * 1e6 / connections);
+            kernel.push(net_ns.max(0.0) / 1e3 / connections);
         }
         let per_second = Spread::of(&rates)?.median;
         if asked.is_some_and(|asked| per_second < f64::from(asked) * KEPT) {
@@ -149,7 +155,7 @@ fn points(passes: &[(Pass, Pass, Pass)]) -> Option<Vec<RatePoint>> {
             asked,
             per_second,
             own_us: Spread::of(&own)?,
-            added_us: Spread::of(&added)?,
+            kernel_us: Spread::of(&kernel)?,
         });
     }
     Some(points)
@@ -159,28 +165,23 @@ fn points(passes: &[(Pass, Pass, Pass)]) -> Option<Vec<RatePoint>> {
 mod tests {
     use super::*;
 
-    fn at(rates: [f64; 7], cpu_us_each: f64, own: f64) -> Pass {
-        let made = |per_second| Made {
-            connections: 1000,
-            per_second,
-            cpu_us_each,
-        };
-        rates.map(|rate| (made(rate), own)).to_vec()
-    }
-
     #[test]
-    fn what_is_added_is_taken_between_two_runs_without() {
-        let asked = [1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 9e4];
-        // It becomes slower meanwhile. The limit with a tracer is below 20,000.
-        let traced = [1e3, 2e3, 5e3, 1e4, 15e3, 15e3, 15e3];
-        let round = || {
-            (
-                at(asked, 10.0, 0.0),
-                at(traced, 14.0, 0.002),
-                at(asked, 12.0, 0.0),
-            )
-        };
-        let points = points(&[round(), round(), round()]).unwrap();
+    fn statistics_of_programs_are_not_their_cost() {
+        // The limit with a tracer is below 20,000.
+        let rates = [1e3, 2e3, 5e3, 1e4, 15e3, 15e3, 15e3];
+        let pass = rates.map(|per_second| At {
+            made: Made {
+                connections: 1000,
+                per_second,
+                cpu_us_each: 10.0,
+            },
+            own: 0.002,
+            programs: Run {
+                count: 8000,
+                ns: 3_600_000,
+            },
+        });
+        let points = points(&[pass.to_vec()], 75.0).unwrap();
         let asked: Vec<_> = points.iter().map(|point| point.asked).collect();
         assert_eq!(
             asked,
@@ -188,7 +189,7 @@ mod tests {
             "what was not reached is the limit's"
         );
         for point in &points {
-            assert_eq!(point.added_us.median, 3.0);
+            assert_eq!(point.kernel_us.median, 3.0);
             assert_eq!(point.own_us.median, 2.0);
         }
         assert_eq!(points[3].own(), 0.02);
