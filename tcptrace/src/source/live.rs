@@ -564,18 +564,16 @@ impl Live {
 
     /// Looks at what exists. Returns what could not be looked at.
     fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
-        let states = self.pile_states();
-        // A connection request is no socket yet, and no record tells of it.
-        let mut piled = states.contains(State::SynRecv);
         let looked = self.looks.look(scope, &mut |event| {
             if let Event::Socket(row) = event {
                 self.cgroups.resolve(row.cgroup, each);
-                piled |= states.contains(row.state);
             }
             each(event);
         })?;
         if matches!(scope, Scope::All | Scope::States(_)) {
-            self.pile_looks_due = if piled || looked.failed {
+            // A connection request is no socket yet, and no record tells of it.
+            let untold = self.pile_states().contains(State::SynRecv);
+            self.pile_looks_due = if untold || looked.failed || self.looks.have_piled() {
                 MISSES
             } else {
                 self.pile_looks_due.saturating_sub(1)

@@ -101,6 +101,11 @@ impl Looks {
         self.waiting.remove(&cookie);
     }
 
+    /// Whether the last look showed that something has piled up.
+    pub(super) fn have_piled(&self) -> bool {
+        !self.piled.is_empty()
+    }
+
     /// Whether there are sockets held whose connection is over, or it takes another look at everything to
     /// know.
     pub(super) fn may_have_finished(&self) -> bool {
