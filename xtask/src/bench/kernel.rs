@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use aya::sys::{Stats, enable_stats};
 
 use super::{
     churn::{self, Load},
@@ -26,8 +25,7 @@ pub(super) fn measure(
     tracers: &[Tracer],
     left_out: &mut Vec<LeftOut>,
 ) -> Result<Kernel> {
-    // On as long as this is open.
-    let _statistics = enable_stats(Stats::RunTime).context("cannot turn on BPF statistics")?;
+    let _statistics = programs::count_runs()?;
     let mut empty = Vec::new();
     let mut each: BTreeMap<(usize, String), Vec<(f64, f64)>> = BTreeMap::new();
     let mut failed = vec![false; tracers.len()];
@@ -98,8 +96,7 @@ fn runs_of(lab: &Lab, pid: u32, load: Load) -> Result<(u64, BTreeMap<String, Run
         let run = run.since(before.get(&id).copied().unwrap_or_default());
         let name = names.get(&id).map_or("", String::as_str);
         let sum = runs.entry(name.to_owned()).or_default();
-        sum.count += run.count;
-        sum.ns += run.ns;
+        *sum = *sum + run;
     }
     Ok((made.connections, runs))
 }

@@ -1,14 +1,23 @@
 //! BPF programs in the kernel: which a process has loaded, how often they ran, and how long that took.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, ops::Add, os::fd::OwnedFd};
 
-use aya::programs::loaded_programs;
+use anyhow::{Context as _, Result};
+use aya::{
+    programs::loaded_programs,
+    sys::{Stats, enable_stats},
+};
 
 /// How often a program ran while statistics were on, and for how long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) count: u64,
     pub(super) ns: u64,
+}
+
+/// Has the kernel count what programs run: for as long as this is open.
+pub(super) fn count_runs() -> Result<OwnedFd> {
+    enable_stats(Stats::RunTime).context("cannot turn on BPF statistics")
 }
 
 /// The programs of a process by id, from the files that it has open.
@@ -20,14 +29,6 @@ pub(super) fn of(pid: u32) -> BTreeMap<u32, Run> {
         .flatten()
         .filter_map(|file| fs::read_to_string(file.path()).ok());
     texts.filter_map(|text| parse(&text)).collect()
-}
-
-/// All programs of a process together.
-pub(super) fn all_of(pid: u32) -> Run {
-    of(pid).into_values().fold(Run::default(), |sum, run| Run {
-        count: sum.count + run.count,
-        ns: sum.ns + run.ns,
-    })
 }
 
 /// What `fdinfo` says of the descriptor of a program; `None` of anything else. A link names its program as
@@ -53,6 +54,17 @@ pub(super) fn names() -> BTreeMap<u32, String> {
             (program.id(), name)
         })
         .collect()
+}
+
+impl Add for Run {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            ns: self.ns + other.ns,
+        }
+    }
 }
 
 impl Run {

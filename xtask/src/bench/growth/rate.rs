@@ -1,9 +1,8 @@
 //! What tracing costs, against connections a second.
 
-use std::{thread, time::Duration};
+use std::{ops::Add as _, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
-use aya::sys::{Stats, enable_stats};
 
 use super::figures::{RateCurve, RatePoint, Rates};
 use crate::bench::{
@@ -51,8 +50,7 @@ pub(super) fn measure(
     empty_ns: f64,
     left_out: &mut Vec<LeftOut>,
 ) -> Result<Rates> {
-    // On as long as this is open.
-    let _statistics = enable_stats(Stats::RunTime).context("cannot turn on BPF statistics")?;
+    let _statistics = programs::count_runs()?;
     let mut all: Vec<Vec<Vec<At>>> = vec![Vec::new(); tracers.len()];
     let mut lost = vec![0; tracers.len()];
     let mut failed = vec![false; tracers.len()];
@@ -121,9 +119,14 @@ fn pass(lab: &Lab, running: &Running) -> Result<Vec<At>> {
             ..Load::resets(if few { 1.0 } else { 0.5 })
         };
         let own = single::activity(pid)?.0;
-        let programs = programs::all_of(pid);
+        let runs = || {
+            programs::of(pid)
+                .into_values()
+                .fold(Run::default(), Run::add)
+        };
+        let before = runs();
         let made = churn::run(&lab.churn, load)?;
-        let programs = programs::all_of(pid).since(programs);
+        let programs = runs().since(before);
         thread::sleep(DRAINED);
         Ok(At {
             made,
