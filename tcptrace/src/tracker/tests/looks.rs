@@ -85,13 +85,19 @@ fn a_connection_nobody_has_accepted_is_its_listeners() {
     }
 }
 
-#[test]
-fn an_accept_that_was_not_seen_is_made_good_by_a_look() {
-    // io_uring: the probes do not see it.
+/// A connection to nginx that nobody has accepted.
+fn waiting_for_accept() -> World {
     let mut world = World::new();
     world.feed(change(0, listener(), Close, Listen).by(nginx()));
     world.feed(change(10, server(), Listen, SynRecv).no_socket());
     world.feed(change(11, server(), SynRecv, Established).no_socket());
+    world
+}
+
+#[test]
+fn an_accept_that_was_not_seen_is_made_good_by_a_look() {
+    // io_uring: the probes do not see it.
+    let mut world = waiting_for_accept();
     all(
         &mut world,
         20,
@@ -108,10 +114,7 @@ fn an_accept_that_was_not_seen_is_made_good_by_a_look() {
 
 #[test]
 fn an_accepted_socket_whose_holder_cannot_be_seen_is_nobodys() {
-    let mut world = World::new();
-    world.feed(change(0, listener(), Close, Listen).by(nginx()));
-    world.feed(change(10, server(), Listen, SynRecv).no_socket());
-    world.feed(change(11, server(), SynRecv, Established).no_socket());
+    let mut world = waiting_for_accept();
     all(&mut world, 20, &[row(21, server(), Established, 501)]);
     world.forget_told();
     world.feed(change(30, server(), Established, CloseWait).no_socket());
@@ -121,10 +124,7 @@ fn an_accepted_socket_whose_holder_cannot_be_seen_is_nobodys() {
 /// What came before the row, `accept()` too, is read after it.
 #[test]
 fn what_came_before_it_was_accepted_is_still_its_listeners() {
-    let mut world = World::new();
-    world.feed(change(0, listener(), Close, Listen).by(nginx()));
-    world.feed(change(10, server(), Listen, SynRecv).no_socket());
-    world.feed(change(11, server(), SynRecv, Established).no_socket());
+    let mut world = waiting_for_accept();
     world.forget_told();
     world.feed(look(20, Scope::All));
     world.feed(row(23, server(), CloseWait, 501));
