@@ -46,7 +46,7 @@ impl Handle {
         Ok(Self::open_at(open_dir(CWD, "/proc")?, pid)?)
     }
 
-    pub(super) fn open_at(proc: impl AsFd, pid: u32) -> Result<Self, Errno> {
+    pub(in crate::kernel) fn open_at(proc: impl AsFd, pid: u32) -> Result<Self, Errno> {
         // To look up what is in it needs no permission to list it.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(proc, DecInt::new(pid), flags, Mode::empty())?;
@@ -101,7 +101,12 @@ impl Handle {
     /// How many descriptors it has, or had when they were listed. `None` if it may not be known.
     pub(super) fn descriptor_count(&self) -> Option<u32> {
         if self.fds.get().is_none() {
-            self.descriptors(&mut Vec::new()).ok()?;
+            // The size of that directory is their number, since Linux 6.2; to list them takes as long as there are many.
+            let counted = statat(self, "fd", AtFlags::empty()).map_or(0, |fd| fd.st_size);
+            match u32::try_from(counted) {
+                Ok(count @ 1..) => self.fds.set(Some(count)),
+                _ => drop(self.descriptors(&mut Vec::new()).ok()?),
+            }
         }
         self.fds.get()
     }
