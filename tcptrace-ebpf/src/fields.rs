@@ -101,6 +101,7 @@ fields! {
     TaskFlags = "task_struct.flags";
     TaskStart = "task_struct.start_boottime";
     TaskProcess = "task_struct.tgid";
+    TaskThread = "task_struct.pid";
     TaskCred = "task_struct.cred";
     CredUid = "cred.uid";
     TaskParent = "task_struct.real_parent", without: ANCESTRY;

@@ -11,5 +11,5 @@ mod state;
 
 pub use config::{Caller, Config, Counter, TextRange};
 pub use fields::{FIELD_COUNT, FIELDS, Field, FieldSpec, Loss, MISSING};
-pub use record::{CHAIN, COPY, Flags, Header, Kind, Stack, TimeWait, Transition, Via};
+pub use record::{CHAIN, COPY, Flags, Header, Kind, OpenSocket, Stack, TimeWait, Transition, Via};
 pub use state::State;

@@ -7,6 +7,8 @@ mod accept;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
+mod open_sockets;
+#[cfg(target_arch = "bpf")]
 mod output;
 #[cfg(target_arch = "bpf")]
 mod select;

@@ -1,4 +1,4 @@
-//! The fixed-size records that the probes put into the ring buffer.
+//! The fixed-size records that the probes write, into the ring buffer but for the last.
 
 #[cfg(not(target_arch = "bpf"))]
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -184,6 +184,24 @@ pub struct Stack {
     pub copy: [u8; COPY],
 }
 
+/// A descriptor of a TCP socket: not in the ring buffer, but read from the iterator over all open files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(FromBytes, IntoBytes, Immutable, KnownLayout)
+)]
+#[repr(C)]
+pub struct OpenSocket {
+    /// Inode of the socket's file.
+    pub inode: u32,
+    /// The process, as the initial pid namespace numbers it.
+    pub pid: u32,
+    /// The thread whose table of descriptors it is in: the first one, unless that has ended.
+    pub tid: u32,
+    /// Its number in that table.
+    pub fd: u32,
+}
+
 impl Header {
     /// Every byte zero.
     pub const ZERO: Self = Self {
@@ -211,4 +229,5 @@ const _: () = {
     assert!(size_of::<Transition>() == 112);
     assert!(size_of::<TimeWait>() == 128);
     assert!(size_of::<Stack>() == 152 + CHAIN * 8 + COPY);
+    assert!(size_of::<OpenSocket>() == 16);
 };

@@ -1,6 +1,7 @@
 //! The program under test.
 
 use std::{
+    collections::HashSet,
     env, fs,
     io::{self, BufRead, BufReader, Read},
     os::{
@@ -17,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::programs::{ProgramInfo, loaded_programs};
 use nix::{
     errno::Errno,
     sched::{CloneFlags, setns},
@@ -163,6 +165,21 @@ impl Tcptrace {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The BPF programs that it has loaded.
+    ///
+    /// # Panics
+    /// When the kernel cannot be asked.
+    #[must_use]
+    pub fn programs(&self) -> Vec<ProgramInfo> {
+        let folder = format!("/proc/{}/fdinfo", self.pid());
+        let files = fs::read_dir(folder).expect("it runs").flatten();
+        let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+        // A link to a program names it, too.
+        let ids: HashSet<u32> = texts.filter_map(|text| program_id(&text)).collect();
+        let all = loaded_programs().map(|program| program.expect("root may ask"));
+        all.filter(|program| ids.contains(&program.id())).collect()
     }
 
     /// What has been said on stderr so far.
@@ -437,4 +454,11 @@ pub(crate) fn binary() -> PathBuf {
         path.display()
     );
     path
+}
+
+fn program_id(fdinfo: &str) -> Option<u32> {
+    let id = fdinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("prog_id:"))?;
+    id.trim().parse().ok()
 }

@@ -3,44 +3,33 @@
 //!
 //! `cargo xtask vm` compares the figures with `tests/instructions.txt`.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, time::Duration};
 
-use aya::programs::loaded_programs;
-use tests::{Lab, Tcptrace, figure};
-
-/// The ids of the BPF programs that a process has loaded, by its open files.
-fn programs_of(pid: u32) -> Vec<u32> {
-    let folder = Path::new("/proc").join(pid.to_string()).join("fdinfo");
-    let files = fs::read_dir(folder).expect("it runs").flatten();
-    let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
-    let id = |text: String| {
-        let id = text
-            .lines()
-            .find_map(|line| line.strip_prefix("prog_id:"))?;
-        id.trim().parse().ok()
-    };
-    // A link to a program names it, too: once is enough.
-    let mut ids: Vec<u32> = texts.filter_map(id).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
+use tests::{Lab, Line, Peers, figure};
 
 #[test]
 #[ignore = "needs a kernel that takes function probes, as `cargo xtask vm` has them"]
 fn each_probe_is_far_from_the_verifiers_limit() {
-    let Some(_lab) = Lab::new() else { return };
+    let Some(lab) = Lab::new() else { return };
+    // What finds holders is loaded when somebody leaks.
+    let mut peers = Peers::new(&lab);
+    peers.left_by_client();
+    let leaks = ["leaks", "--older-than", "1ms", "--interval", "100ms"];
     // By the names that the kernel keeps, which are cut off at 15 characters.
     let mut counts = BTreeMap::<String, u32>::new();
-    for probes in ["functions", "tracepoints"] {
-        let tcptrace = Tcptrace::start(&["stream", "--probes", probes]);
-        let ids = programs_of(tcptrace.pid());
-        assert!(ids.len() >= 4, "{ids:?}");
-        for program in loaded_programs() {
-            let program = program.expect("root may ask");
-            if !ids.contains(&program.id()) {
-                continue;
-            }
+    for (arguments, least) in [
+        (&["stream", "--probes", "functions"][..], 4),
+        (&["stream", "--probes", "tracepoints"], 4),
+        (&leaks, 2),
+    ] {
+        let tcptrace = lab.tcptrace(arguments);
+        if arguments == leaks {
+            let is_leak = |line: &Line| line.value["event"] == "leak";
+            tcptrace.wait_for("the leak", Duration::from_secs(20), is_leak);
+        }
+        let programs = tcptrace.programs();
+        assert!(programs.len() >= least, "{arguments:?}: {}", programs.len());
+        for program in programs {
             let name = program.name_as_str().expect("ASCII").to_owned();
             let Some(instructions) = program.verified_instruction_count() else {
                 figure(

@@ -12,12 +12,32 @@ const OLD: &str = "500ms";
 /// A moment longer.
 const AGE: Duration = Duration::from_millis(600);
 
-/// Looks at the lab's namespace when all that leaks is old enough.
-fn look(lab: &Lab) -> Lines {
+/// Looks at the lab's namespace when all that leaks is old enough: once, by reading `/proc`, and traced, where the kernel
+/// tells who has what open. Both must see the same.
+fn looks(lab: &Lab) -> [Lines; 2] {
     thread::sleep(AGE);
     let run = lab.leaks_once(&["--older-than", OLD]);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
-    run.lines
+    let traced = watch(lab);
+    traced.wait_for("the leak", SOON, |line| line.value["event"] == "leak");
+    assert_is_told_by_the_kernel(&traced);
+    let traced = traced.finish();
+    assert_eq!(traced.code, Some(0), "{}", traced.stderr);
+    [run.lines, traced.lines]
+}
+
+fn watch(lab: &Lab) -> Tcptrace {
+    lab.tcptrace(&["leaks", "--older-than", OLD, "--interval", "200ms"])
+}
+
+/// Every kernel that takes the probe of transitions takes the program that finds holders.
+fn assert_is_told_by_the_kernel(traced: &Tcptrace) {
+    let programs = traced.programs();
+    let names: Vec<&str> = programs
+        .iter()
+        .filter_map(|program| program.name_as_str())
+        .collect();
+    assert!(names.contains(&"open_sockets"), "{names:?}");
 }
 
 fn inode_of(pid: u32, fd: &Value) -> String {
@@ -44,43 +64,44 @@ fn one_process() {
     peers.server.ask("nofile 1234");
     let left = peers.left_by_client();
     let other = peers.connect();
-    let lines = look(&lab);
-    let report = lines.report();
-    let leak = report.only();
-    leak.assert_holders(&[&peers.server]);
-    let holder = &leak.0.value["holders"][0];
-    let pid = peers.server.pid;
-    let exe = fs::read_link(format!("/proc/{pid}/exe")).expect("a program");
-    let cmdline = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("a process");
-    for of in [&leak.0.value, holder] {
-        assert_eq!(of["exe"], exe.to_str().expect("a plain path"), "{leak}");
-        assert_eq!(
-            of["cmdline"],
-            cmdline.trim_end_matches('\0').replace('\0', " "),
-            "{leak}"
+    for lines in looks(&lab) {
+        let report = lines.report();
+        let leak = report.only();
+        leak.assert_holders(&[&peers.server]);
+        let holder = &leak.0.value["holders"][0];
+        let pid = peers.server.pid;
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).expect("a program");
+        let cmdline = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("a process");
+        for of in [&leak.0.value, holder] {
+            assert_eq!(of["exe"], exe.to_str().expect("a plain path"), "{leak}");
+            assert_eq!(
+                of["cmdline"],
+                cmdline.trim_end_matches('\0').replace('\0', " "),
+                "{leak}"
+            );
+            assert_eq!(of["fd_limit"], 1234, "{leak}");
+            assert_eq!(of["fd_limit"], nofile(pid), "{leak}");
+            let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("a process");
+            assert_eq!(of["fds"], fds.count(), "{leak}");
+        }
+        assert!(holder["ns_pid"].is_null(), "{leak}");
+        let started = tests::Line {
+            value: holder.clone(),
+            arrived: 0,
+        }
+        .time("started");
+        // `/proc/PID/stat` has it in hundredths of a second.
+        assert!(
+            (before - 10_000_000..=after).contains(&started),
+            "{before} {started} {after}: {leak}"
         );
-        assert_eq!(of["fd_limit"], 1234, "{leak}");
-        assert_eq!(of["fd_limit"], nofile(pid), "{leak}");
-        let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("a process");
-        assert_eq!(of["fds"], fds.count(), "{leak}");
+        // An open connection is none.
+        assert_eq!(leak.number("sockets"), 1, "{leak}");
+        let fd = &leak.sample(&left.server)["fds"][0];
+        assert_eq!(fd["pid"], pid, "{leak}");
+        let row = lab.diag().row(&left.server).expect("it is still there");
+        assert_eq!(inode_of(pid, &fd["fd"]), format!("socket:[{}]", row.inode));
     }
-    assert!(holder["ns_pid"].is_null(), "{leak}");
-    let started = tests::Line {
-        value: holder.clone(),
-        arrived: 0,
-    }
-    .time("started");
-    // `/proc/PID/stat` has it in hundredths of a second.
-    assert!(
-        (before - 10_000_000..=after).contains(&started),
-        "{before} {started} {after}: {leak}"
-    );
-    // An open connection is none.
-    assert_eq!(leak.number("sockets"), 1, "{leak}");
-    let fd = &leak.sample(&left.server)["fds"][0];
-    assert_eq!(fd["pid"], pid, "{leak}");
-    let row = lab.diag().row(&left.server).expect("it is still there");
-    assert_eq!(inode_of(pid, &fd["fd"]), format!("socket:[{}]", row.inode));
     drop(other);
 }
 
@@ -92,30 +113,31 @@ fn parent_and_child_hold_one_socket() {
     let heir = peers.server.fork("heir");
     // One that the child does not have.
     let own = peers.left_by_client();
-    let lines = look(&lab);
-    let report = lines.report();
-    assert_eq!(report.number("sockets"), 2, "{report}");
-    assert_eq!(report.number("leaks"), 2, "{report}");
-    let leak_of = |cookie: &str| {
-        let of = |leak: &&Leak<'_>| leak.samples().iter().any(|one| one["socket"] == cookie);
-        *report.leaks.iter().find(of).expect("it is leaked")
-    };
-    let leak = leak_of(&shared.server);
-    leak.assert_holders(&[&peers.server, &heir]);
-    assert_eq!(leak.number("sockets"), 1, "{leak}");
-    let fds = leak.sample(&shared.server)["fds"].as_array();
-    let fds = fds.expect("a list");
-    let pids: Vec<&Value> = fds.iter().map(|fd| &fd["pid"]).collect();
-    assert_eq!(fds.len(), 2, "{leak}");
-    for pid in [peers.server.pid, heir.pid] {
-        assert!(pids.contains(&&Value::from(pid)), "{leak}");
+    for lines in looks(&lab) {
+        let report = lines.report();
+        assert_eq!(report.number("sockets"), 2, "{report}");
+        assert_eq!(report.number("leaks"), 2, "{report}");
+        let leak_of = |cookie: &str| {
+            let of = |leak: &&Leak<'_>| leak.samples().iter().any(|one| one["socket"] == cookie);
+            *report.leaks.iter().find(of).expect("it is leaked")
+        };
+        let leak = leak_of(&shared.server);
+        leak.assert_holders(&[&peers.server, &heir]);
+        assert_eq!(leak.number("sockets"), 1, "{leak}");
+        let fds = leak.sample(&shared.server)["fds"].as_array();
+        let fds = fds.expect("a list");
+        let pids: Vec<&Value> = fds.iter().map(|fd| &fd["pid"]).collect();
+        assert_eq!(fds.len(), 2, "{leak}");
+        for pid in [peers.server.pid, heir.pid] {
+            assert!(pids.contains(&&Value::from(pid)), "{leak}");
+        }
+        let row = lab.diag().row(&shared.server).expect("it is still there");
+        for fd in fds {
+            let pid = fd["pid"].as_u64().expect("a number") as u32;
+            assert_eq!(inode_of(pid, &fd["fd"]), format!("socket:[{}]", row.inode));
+        }
+        leak_of(&own.server).assert_holders(&[&peers.server]);
     }
-    let row = lab.diag().row(&shared.server).expect("it is still there");
-    for fd in fds {
-        let pid = fd["pid"].as_u64().expect("a number") as u32;
-        assert_eq!(inode_of(pid, &fd["fd"]), format!("socket:[{}]", row.inode));
-    }
-    leak_of(&own.server).assert_holders(&[&peers.server]);
 }
 
 /// The parent has closed what its child still holds.
@@ -126,22 +148,23 @@ fn child_alone() {
     let left = peers.left_by_client();
     let heir = peers.server.fork("heir");
     peers.server.close(&left.name);
-    let lines = look(&lab);
-    lines.report().only().assert_holders(&[&heir]);
+    for lines in looks(&lab) {
+        lines.report().only().assert_holders(&[&heir]);
+    }
 }
 
 #[test]
 fn passed_to_another_process() {
     let Some(lab) = Lab::new() else { return };
-    let traced = lab.tcptrace(&["leaks", "--older-than", OLD, "--interval", "200ms"]);
+    let traced = watch(&lab);
     let mut peers = Peers::new(&lab);
     let connection = peers.connect();
     let mut receiver = lab.fixture("receiver");
     peers.server.send(&connection.name, &mut receiver);
     peers.client.close(&connection.name);
-    let lines = look(&lab);
-    let once = lines.report();
-    once.only().assert_holders(&[&receiver]);
+    for lines in looks(&lab) {
+        lines.report().only().assert_holders(&[&receiver]);
+    }
     traced.wait_for("the leak", SOON, |line| line.value["event"] == "leak");
     // The server has accepted it; that is another question.
     let lines = traced.finish_whole();
@@ -158,12 +181,13 @@ fn thread_with_its_own_descriptors() {
     peers.server.ask(&format!("keep {}", left.name));
     let row = lab.diag().row(&left.server).expect("a thread has it");
     assert_eq!(row.state, "CLOSE_WAIT");
-    let lines = look(&lab);
-    let report = lines.report();
-    let leak = report.only();
-    assert!(leak.0.value["pid"].is_null(), "{leak}");
-    assert_eq!(leak.holders(), [] as [u64; 0], "{leak}");
-    leak.assert_causes(&[("eof_unread", 1)]);
+    for lines in looks(&lab) {
+        let report = lines.report();
+        let leak = report.only();
+        assert!(leak.0.value["pid"].is_null(), "{leak}");
+        assert_eq!(leak.holders(), [] as [u64; 0], "{leak}");
+        leak.assert_causes(&[("eof_unread", 1)]);
+    }
 }
 
 /// A socket on its way between processes is held by none.
@@ -177,21 +201,22 @@ fn nobody() {
     for connection in [&left, &made_by_another] {
         peers.server.ask(&format!("stash {}", connection.name));
     }
-    let lines = look(&lab);
-    let report = lines.report();
-    assert_eq!(report.number("sockets"), 2, "{report}");
-    for leak in &report.leaks {
-        assert!(leak.0.value["pid"].is_null(), "{leak}");
-        assert!(leak.0.value["comm"].is_null(), "{leak}");
-        assert!(leak.0.value["via"].is_null(), "{leak}");
-        assert_eq!(leak.holders(), [] as [u64; 0], "{leak}");
-        assert_eq!(leak.samples()[0]["fds"], serde_json::json!([]), "{leak}");
-        assert_eq!(leak.samples()[0]["cause"], "eof_unread", "{leak}");
+    for lines in looks(&lab) {
+        let report = lines.report();
+        assert_eq!(report.number("sockets"), 2, "{report}");
+        for leak in &report.leaks {
+            assert!(leak.0.value["pid"].is_null(), "{leak}");
+            assert!(leak.0.value["comm"].is_null(), "{leak}");
+            assert!(leak.0.value["via"].is_null(), "{leak}");
+            assert_eq!(leak.holders(), [] as [u64; 0], "{leak}");
+            assert_eq!(leak.samples()[0]["fds"], serde_json::json!([]), "{leak}");
+            assert_eq!(leak.samples()[0]["cause"], "eof_unread", "{leak}");
+        }
+        // The user whose process made it: accepted sockets have that of their process.
+        let mut uids: Vec<u64> = report.leaks.iter().map(|leak| leak.number("uid")).collect();
+        uids.sort_unstable();
+        assert_eq!(uids, [0, 4321], "{report}");
     }
-    // The user whose process made it: accepted sockets have that of their process.
-    let mut uids: Vec<u64> = report.leaks.iter().map(|leak| leak.number("uid")).collect();
-    uids.sort_unstable();
-    assert_eq!(uids, [0, 4321], "{report}");
 }
 
 #[test]
@@ -204,12 +229,13 @@ fn process_in_a_pid_namespace() {
     peers.client.connect("c", address);
     inner.accept("listener", "c");
     peers.client.close("c");
-    let lines = look(&lab);
-    let report = lines.report();
-    let leak = report.only();
-    leak.assert_holders(&[&inner]);
-    assert_ne!(inner.pid, 1);
-    assert_eq!(leak.0.value["holders"][0]["ns_pid"], 1, "{leak}");
+    for lines in looks(&lab) {
+        let report = lines.report();
+        let leak = report.only();
+        leak.assert_holders(&[&inner]);
+        assert_ne!(inner.pid, 1);
+        assert_eq!(leak.0.value["holders"][0]["ns_pid"], 1, "{leak}");
+    }
 }
 
 /// Moves both processes to the namespace of the test itself. Their sockets stay.
@@ -294,7 +320,7 @@ fn without_privileges() {
 #[test]
 fn pid_of_a_dead_process() {
     let Some(lab) = Lab::new() else { return };
-    let traced = lab.tcptrace(&["leaks", "--older-than", OLD, "--interval", "200ms"]);
+    let traced = watch(&lab);
     let Peers {
         mut client,
         mut server,
@@ -313,8 +339,8 @@ fn pid_of_a_dead_process() {
     assert_eq!(successor.pid, pid);
     client.close("c");
     traced.wait_for("the leak", SOON, |line| line.value["event"] == "leak");
-    let lines = look(&lab);
-    for lines in [&lines, &traced.finish_whole()] {
+    let [once, late] = looks(&lab);
+    for lines in [&once, &late, &traced.finish_whole()] {
         let report = lines.report();
         let leak = report.only();
         leak.assert_holders(&[&holder]);
@@ -326,7 +352,7 @@ fn pid_of_a_dead_process() {
 #[test]
 fn pid_of_a_holder() {
     let Some(lab) = Lab::new() else { return };
-    let traced = lab.tcptrace(&["leaks", "--older-than", OLD, "--interval", "200ms"]);
+    let traced = watch(&lab);
     let mut peers = Peers::new(&lab);
     let address = peers.address;
     let leak = |peers: &mut Peers, process: &mut Fixture, name: &str| {

@@ -11,6 +11,7 @@ use crate::{
             DEFAULT_BUFFER, Refused, TriedProbes, Variants,
             explain::{self, OLDEST},
         },
+        procfs::Hidden,
         system::{Lockdown, System},
         unlisted,
     },
@@ -20,6 +21,7 @@ use crate::{
 /// Names of the checks without which nothing is known of any socket.
 pub(super) const TRANSITIONS: &str = "transitions";
 pub(super) const SOCK_DIAG: &str = "sock_diag";
+const HOLDERS: &str = "holders";
 
 impl Check {
     fn new(name: &'static str, status: Status, detail: impl Into<String>) -> Self {
@@ -86,9 +88,10 @@ pub fn checks(facts: &Facts) -> Vec<Check> {
         Some(probes) => {
             checks.extend(time_wait(probes, system));
             checks.extend(accept(probes, system));
+            checks.push(holders(probes, facts));
         }
         None => checks.extend(
-            ["time_wait", "time_wait_endings", "accept"]
+            ["time_wait", "time_wait_endings", "accept", HOLDERS]
                 .map(|name| Check::skipped(name, "nothing can be traced, see transitions")),
         ),
     }
@@ -311,6 +314,22 @@ fn accept(probes: &TriedProbes, system: &System) -> Vec<Check> {
         system,
     );
     vec![check, function, calls]
+}
+
+/// How `leaks` finds who holds a socket. Either way it is found, so both are well.
+fn holders(probes: &TriedProbes, facts: &Facts) -> Check {
+    let hidden = facts.processes.as_ref().ok().and_then(|all| all.hidden);
+    let why = match &probes.open_sockets {
+        _ if hidden == Some(Hidden::PidNamespace) => {
+            "the kernel would number processes otherwise".to_owned()
+        }
+        Ok(()) => return Check::ok(HOLDERS, "the kernel tells who has which socket open"),
+        Err(refused) => explain::variant(refused, &facts.system).what,
+    };
+    Check::ok(
+        HOLDERS,
+        format!("/proc is read for who has which socket open, which takes longer: {why}"),
+    )
 }
 
 fn variants(

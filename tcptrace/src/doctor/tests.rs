@@ -37,6 +37,7 @@ fn fine() -> Facts {
                 transitions: Ok(()),
                 time_wait: works(),
                 accept: works(),
+                open_sockets: Ok(()),
                 symbols: Symbols::Known {
                     timer: true,
                     missing: Vec::new(),
@@ -390,6 +391,29 @@ fn hidden_processes_are_told() {
         "pid namespace",
         "on the host",
     );
+    assert_check(&told, "holders", Status::Ok, "/proc is read", "");
+}
+
+#[test]
+fn how_holders_are_found_is_told() {
+    assert_check(
+        &report(fine()),
+        "holders",
+        Status::Ok,
+        "the kernel tells",
+        "",
+    );
+    let mut facts = fine();
+    probes(&mut facts).open_sockets = Err(program("task_file", libc::EINVAL, "unknown func"));
+    let told = report(facts);
+    assert_check(
+        &told,
+        "holders",
+        Status::Ok,
+        "task_file: Invalid argument (EINVAL), unknown func",
+        "",
+    );
+    assert_eq!(told.verdict(), Verdict::Works);
 }
 
 /// Function probes are refused although the capabilities are there.

@@ -8,6 +8,7 @@ pub mod kallsyms;
 pub mod mountinfo;
 pub mod netns;
 pub mod netstat;
+pub mod open_sockets;
 mod private_mount;
 pub mod probes;
 pub mod procfs;

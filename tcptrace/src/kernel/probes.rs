@@ -6,7 +6,7 @@ mod refused;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::LazyCell, fs, io, os::unix::fs::MetadataExt as _, process};
+use std::{cell::LazyCell, fs, fs::File, io, os::unix::fs::MetadataExt as _, process};
 
 use aya::{
     Ebpf,
@@ -19,7 +19,7 @@ pub use self::{
     object::Symbols,
     refused::{Cause, Refused},
 };
-use super::system::System;
+use super::{procfs, system::System};
 use crate::{event::Probes as Kind, reason::Reason};
 
 /// Size of the ring buffer where nothing else is asked for, bytes.
@@ -108,6 +108,8 @@ pub struct Probes {
     pub accept: Kind,
     /// What does not work on this kernel, and why.
     pub degraded: Vec<Reason>,
+    /// The kernel has refused to tell who has which socket open, or means other processes by its numbers.
+    no_open_sockets: bool,
 }
 
 /// How something is followed that can be followed in two ways, and why not in a better one.
@@ -171,6 +173,7 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
         time_wait,
         accept,
         degraded,
+        no_open_sockets: procfs::has_private_pids(),
     })
 }
 
@@ -220,6 +223,17 @@ impl Probes {
             .sum()
     }
 
+    /// What there is to read of [`open_sockets`](super::open_sockets), now. `None` if the kernel does not tell, or
+    /// numbers processes otherwise than this program's `/proc`.
+    pub fn open_sockets(&mut self) -> Option<File> {
+        if self.no_open_sockets {
+            return None;
+        }
+        let records = self.object.open_sockets();
+        self.no_open_sockets = records.is_err();
+        records.ok()
+    }
+
     /// The log of the probes; give it to a logger to see what they cannot explain.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.object.ebpf
@@ -255,6 +269,8 @@ pub struct TriedProbes {
     pub time_wait: Variants,
     /// Those of `accept()`.
     pub accept: Variants,
+    /// The walk of all open files.
+    pub open_sockets: Result<(), Refused>,
     /// What `/proc/kallsyms` tells.
     pub symbols: Symbols,
 }
@@ -328,6 +344,7 @@ pub fn try_all() -> Tried {
             transitions,
             time_wait,
             accept,
+            open_sockets: object.open_sockets().map(drop),
             symbols: object.symbols.clone(),
         }
     });

@@ -8,7 +8,8 @@ use tcptrace_ebpf::State;
 use crate::{
     event::{self, Detail, Event, Holder, Row, Socket, States, Tuple, address_bytes},
     kernel::{
-        clock,
+        clock, open_sockets,
+        probes::Probes,
         procfs::{self, Descriptor, Handle},
         system::System,
         unlisted::{self, Finished, Unlisted, unlisted as ask},
@@ -116,7 +117,8 @@ impl Holders {
 
     /// Hands on who holds what is wanted of `sockets`. With `unlisted`, also sockets of connections that are
     /// over, which are in no table: what was not in two looks in a row. If it is `silent`, it only finds what
-    /// the next look needs to know. Returns whether somebody is known for each.
+    /// the next look needs to know. With `probes`, the kernel finds the descriptors, if it can. Returns whether
+    /// somebody is known for each.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
@@ -125,6 +127,7 @@ impl Holders {
         mut sockets: Sockets,
         unlisted: bool,
         silent: bool,
+        probes: Option<&mut Probes>,
         unseen: &mut Vec<Reason>,
         each: &mut impl FnMut(&Event),
     ) -> io::Result<bool> {
@@ -138,31 +141,38 @@ impl Holders {
         } else {
             HashSet::new()
         };
-        let parts =
-            procfs::sockets_by_part(self.threads, |part: &mut Part, process, descriptor| {
-                let inode = descriptor.inode;
-                if let Some((wanted, _)) = sockets.listed.get(&inode) {
-                    let detailed = *wanted == Wanted::Details;
-                    if *wanted != Wanted::No
-                        && (silent || part.holder(process, descriptor, detailed, &tree))
-                    {
-                        part.held.push(inode);
-                    }
-                    return;
-                }
-                if !unlisted {
-                    return;
-                }
+        let wants = |part: &mut Part, inode| {
+            if let Some((wanted, _)) = sockets.listed.get(&inode) {
+                return *wanted != Wanted::No;
+            }
+            if unlisted {
                 part.found.insert(inode);
-                // Another tcptrace that asks has a duplicate for that moment, and is no holder.
-                if self.unlisted.contains(&inode)
-                    && !self.dismissed.contains(&inode)
-                    && part.is_over(process, descriptor)
-                    && !process.runs_this_program()
-                {
-                    part.holder(process, descriptor, true, &tree);
+            }
+            unlisted && self.unlisted.contains(&inode) && !self.dismissed.contains(&inode)
+        };
+        let tell = |part: &mut Part, process: &Handle, descriptor: Descriptor| {
+            let inode = descriptor.inode;
+            if let Some((wanted, _)) = sockets.listed.get(&inode) {
+                let detailed = *wanted == Wanted::Details;
+                if silent || part.holder(process, descriptor, detailed, &tree) {
+                    part.held.push(inode);
                 }
-            })?;
+            // Another tcptrace that asks has a duplicate for that moment, and is no holder.
+            } else if part.is_over(process, descriptor) && !process.runs_this_program() {
+                part.holder(process, descriptor, true, &tree);
+            }
+        };
+        let told = probes
+            .and_then(Probes::open_sockets)
+            .and_then(|records| open_sockets::sockets(records, wants, tell).ok());
+        let parts = match told {
+            Some(part) => vec![part],
+            None => procfs::sockets_by_part(self.threads, |part, process, descriptor| {
+                if wants(part, descriptor.inode) {
+                    tell(part, process, descriptor);
+                }
+            })?,
+        };
         let mut found = HashSet::new();
         // By inode, whether its connection is over.
         let mut asked: HashMap<u32, bool> = HashMap::new();

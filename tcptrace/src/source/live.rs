@@ -564,7 +564,8 @@ impl Live {
 
     /// Looks at what exists. Returns what could not be looked at.
     fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
-        let looked = self.looks.look(scope, &mut |event| {
+        let probes = self.probes.as_mut();
+        let looked = self.looks.look(scope, probes, &mut |event| {
             if let Event::Socket(row) = event {
                 self.cgroups.resolve(row.cgroup, each);
             }

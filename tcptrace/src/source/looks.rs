@@ -20,6 +20,7 @@ use crate::{
         clock,
         netns::{self, Namespaces},
         netstat::TcpExt,
+        probes::Probes,
         sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Query, Timer},
     },
     reason::Reason,
@@ -112,13 +113,15 @@ impl Looks {
         self.holders.may_have_finished()
     }
 
-    /// Hands on all there is to see, from the beginning of the look on, but for its end.
+    /// Hands on all there is to see, from the beginning of the look on, but for its end. `probes`: those that are
+    /// loaded.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
     pub(super) fn look(
         &mut self,
         scope: Scope,
+        probes: Option<&mut Probes>,
         each: &mut impl FnMut(&Event),
     ) -> io::Result<Looked> {
         // The first of two is told of only as far as the second needs it.
@@ -176,7 +179,8 @@ impl Looks {
         let all_held = match scope {
             Scope::All | Scope::States(_) => {
                 let unseen = &mut looked.unseen;
-                self.holders.look(sockets, unlisted, silent, unseen, each)?
+                self.holders
+                    .look(sockets, unlisted, silent, probes, unseen, each)?
             }
             Scope::TimeWait | Scope::Orphans => true,
         };

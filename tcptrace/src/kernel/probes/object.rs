@@ -1,14 +1,16 @@
 //! The kernel side as one object, and attaching its probes, a family at a time.
 
 use std::{
-    fmt, io, panic,
+    fmt,
+    fs::File,
+    io, panic,
     thread::{self, JoinHandle},
 };
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, FEntry, Program, ProgramError, TracePoint},
+    programs::{BtfTracePoint, FEntry, Iter, Program, ProgramError, TracePoint, links::LinkError},
 };
 use tcptrace_ebpf::{Caller, Config, FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING, TextRange};
 
@@ -39,6 +41,9 @@ const TIME_WAIT_TIMERS: [&str; 2] = ["timer_start", "timer_cancel"];
 const ACCEPT_FUNCTION: &str = "inet_csk_accept";
 /// The tracepoints of the system calls that do.
 const ACCEPT_CALLS: [&str; 2] = ["sys_exit_accept", "sys_exit_accept4"];
+/// The program that tells who has which socket open, and the kernel's walk in which it runs.
+const OPEN_SOCKETS: &str = "open_sockets";
+const OPEN_FILES: &str = "task_file";
 /// What the timer of every timewait socket calls (`net/ipv4/inet_timewait_sock.c`, 5.4 to 6.18).
 const TW_TIMER_HANDLER: &str = "tw_timer_handler";
 
@@ -229,6 +234,23 @@ impl Object {
         self.detach(&ACCEPT_CALLS);
     }
 
+    /// Begins a walk of all open files, to be read to its end. The program is loaded the first time.
+    pub(super) fn open_sockets(&mut self) -> Result<File, Refused> {
+        let open = || -> Result<File, ProgramError> {
+            let program: &mut Iter = program(&mut self.ebpf, OPEN_SOCKETS)?.try_into()?;
+            if program.fd().is_err() {
+                program.load(OPEN_FILES, &self.btf)?;
+            }
+            let link = program.attach()?;
+            let walk = program.take_link(link)?.into_file();
+            walk.map_err(|error| match error {
+                LinkError::SyscallError(error) => error.into(),
+                other => io::Error::other(other).into(),
+            })
+        };
+        attach_as(OPEN_FILES, open)
+    }
+
     /// All or none of them.
     fn attach_all(
         &mut self,
@@ -313,7 +335,10 @@ impl Object {
 }
 
 /// Where an error came from what was to be attached to `name`.
-fn attach_as(name: &str, attach: impl FnOnce() -> Result<(), ProgramError>) -> Result<(), Refused> {
+fn attach_as<T>(
+    name: &str,
+    attach: impl FnOnce() -> Result<T, ProgramError>,
+) -> Result<T, Refused> {
     attach().map_err(|error| Refused::program(name, &error))
 }
 
