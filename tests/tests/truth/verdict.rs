@@ -408,7 +408,8 @@ fn leak(end: &End, shown: &Shown<'_>, findings: &mut Findings) {
 #[derive(Default)]
 pub(crate) struct Tally {
     aspects: BTreeMap<&'static str, (usize, usize)>,
-    dwells: BTreeMap<&'static str, (usize, f64, String)>,
+    /// By ending, by how many seconds each dwell may be wrong at most, and whose it is.
+    dwells: BTreeMap<&'static str, Vec<(f64, String)>>,
     /// Sockets of which tcptrace could not know.
     pub(crate) excused: BTreeSet<String>,
     /// A story for each that is wrong.
@@ -440,12 +441,8 @@ impl Tally {
             self.count(aspect, wrong.is_none());
         }
         if let Some((ending, error)) = findings.dwell {
-            let (count, largest, of) = self.dwells.entry(ending).or_default();
-            *count += 1;
-            if error > *largest {
-                *largest = error;
-                title.clone_into(of);
-            }
+            let errors = self.dwells.entry(ending).or_default();
+            errors.push((error, title.to_owned()));
         }
         if findings.wrong() > 0 {
             let cookie = findings
@@ -479,15 +476,22 @@ impl Tally {
     pub(crate) fn dwells(&self) -> String {
         let dwells = self.dwells.iter();
         let texts: Vec<_> = dwells
-            .map(|(ending, (count, error, of))| {
-                format!("{ending} {:.1} ms ({count}; {of})", error * 1000.0)
+            .filter_map(|(ending, errors)| {
+                let largest = errors.iter().max_by(|(a, _), (b, _)| a.total_cmp(b));
+                let (error, of) = largest?;
+                let count = errors.len();
+                Some(format!("{ending} {:.1} ms ({count}; {of})", error * 1000.0))
             })
             .collect();
         texts.join(", ")
     }
 
-    /// The largest of those that ran out, in seconds.
-    pub(crate) fn largest_of(&self, ending: &str) -> f64 {
-        self.dwells.get(ending).map_or(0.0, |(_, error, _)| *error)
+    /// Whether it was known of nine in ten of those that ran out how long they lasted, to a step of the timer wheel,
+    /// in seconds. What a busy machine keeps from being seen in time, nobody can judge.
+    pub(crate) fn is_sharp(&self, step: f64) -> bool {
+        self.dwells.get("expired").is_none_or(|errors| {
+            let vague = errors.iter().filter(|(error, _)| *error >= step);
+            vague.count() * 10 <= errors.len()
+        })
     }
 }
