@@ -108,6 +108,8 @@ pub struct Live {
     next_look: Instant,
     /// How many looks at everything it still takes to make up for losses.
     looks_due: u32,
+    /// This process, as the probes number it, but in a pid namespace of its own.
+    own_pid: u32,
     records: u64,
     lost: u64,
     missed: u64,
@@ -151,6 +153,16 @@ impl Stint {
         let cpu = Duration::from_nanos(clock::thread_cpu_ns() - self.cpu_ns);
         (cpu * times).max(self.began.elapsed())
     }
+}
+
+/// The event, but that this process, `own_pid`, called nothing: it has no connections. While it finds out whose a
+/// descriptor is, the kernel holds the file for it; if its process closes it in that moment, whoever lets go of it last
+/// closes the socket, and that is not who owned it.
+fn not_called_by(own_pid: u32, mut event: Event) -> Event {
+    if let Event::Transition(transition) = &mut event {
+        transition.owned &= transition.task.pid != own_pid;
+    }
+    event
 }
 
 /// Why [`Live::wait`] came back.
@@ -219,6 +231,7 @@ impl Live {
             next_check: now + CHECK_EVERY,
             next_look: now,
             looks_due: 0,
+            own_pid: std::process::id(),
             records: 0,
             lost: 0,
             missed: 0,
@@ -521,7 +534,7 @@ impl Live {
         {
             return Some(stacks.take(&record, each).map(|()| None));
         }
-        Some(event::decode(&record).map(Some))
+        Some(event::decode(&record).map(|event| Some(not_called_by(self.own_pid, event))))
     }
 
     /// What has to be known before an event can be understood.
@@ -619,6 +632,39 @@ impl Live {
                 boot_to_utc_ns: utc,
                 boot_to_monotonic_ns: monotonic,
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Transition;
+
+    #[test]
+    fn tcptrace_itself_calls_nothing() {
+        let record = tcptrace_ebpf::Transition {
+            header: tcptrace_ebpf::Header {
+                pid: 7,
+                flags: tcptrace_ebpf::Flags::OWNED,
+                kind: tcptrace_ebpf::Kind::Transition as u8,
+                family: 2,
+                ..tcptrace_ebpf::Header::ZERO
+            },
+            error: 0,
+            stale_port: 0,
+            old: State::Established as u8,
+            new: State::FinWait1 as u8,
+            shutdown: 0,
+            reserved: 0,
+        };
+        let event = event::decode(zerocopy::IntoBytes::as_bytes(&record)).unwrap();
+        for (own_pid, called) in [(7, false), (8, true)] {
+            let Event::Transition(Transition { owned, .. }) = not_called_by(own_pid, event.clone())
+            else {
+                panic!("{event:?}");
+            };
+            assert_eq!(owned, called, "{own_pid}");
         }
     }
 }
