@@ -6,6 +6,9 @@
 //! that they took. The difference between two parts is free of the preparation.
 //!
 //! `workload memory CONNECTIONS` prints how much memory so many open connections take.
+//!
+//! `workload holders` finds out who holds which socket of this machine, by a pass over `/proc` and by the kernel's walk of
+//! all open files, and prints how many sockets it found and the CPU time of each. It takes the right to trace.
 
 use std::{
     env, fs,
@@ -17,12 +20,17 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 use tcptrace::{
     event::{Comm, Event, Socket, Task, Transition, Tuple, address_bytes},
+    kernel::{
+        open_sockets,
+        probes::{self, Settings},
+        procfs::{self, Descriptor, Handle},
+    },
     select::Selection,
     stream,
     tracker::{Change, Fact, Tracker},
     view::View,
 };
-use tcptrace_ebpf::State;
+use tcptrace_ebpf::{Config, State};
 
 #[path = "../benches/traffic/mod.rs"]
 mod traffic;
@@ -33,6 +41,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let answer = match words[..] {
+        ["holders"] => Some(holders()),
         ["memory", connections] => connections.parse().ok().map(memory),
         [work, connections, percent] => match (connections.parse(), percent.parse()) {
             (Ok(connections), Ok(percent)) => run(work, connections, percent),
@@ -42,7 +51,8 @@ fn main() -> ExitCode {
     };
     let Some(answer) = answer else {
         eprintln!(
-            "usage: workload decode|tracker|json|text CONNECTIONS PERCENT, or workload memory CONNECTIONS"
+            "usage: workload decode|tracker|json|text CONNECTIONS PERCENT, or workload memory CONNECTIONS, or \
+             workload holders"
         );
         return ExitCode::FAILURE;
     };
@@ -96,6 +106,31 @@ fn timed(work: impl FnOnce() -> u64) -> String {
     let items = work();
     let seconds = cpu_seconds() - before;
     format!("{{\"items\":{items},\"cpu_seconds\":{seconds}}}")
+}
+
+fn holders() -> String {
+    let settings = Settings {
+        config: Config::ALL,
+        buffer: 4096,
+        time_wait: false,
+        accept: false,
+        only: None,
+        log: false,
+    };
+    let mut probes = probes::load(&settings).expect("this machine can be traced");
+    let (mut pass, mut walk) = (0, 0);
+    let count = |count: &mut u64, _: &Handle, _: Descriptor| *count += 1;
+    let before = cpu_seconds();
+    procfs::sockets(|process, descriptor| count(&mut pass, process, descriptor)).expect("/proc");
+    let between = cpu_seconds();
+    let records = probes.open_sockets().expect("this kernel walks open files");
+    walk += open_sockets::sockets(records, |_, _| true, count).expect("a walk");
+    let after = cpu_seconds();
+    format!(
+        "{{\"pass\":{{\"sockets\":{pass},\"cpu_seconds\":{}}},\"walk\":{{\"sockets\":{walk},\"cpu_seconds\":{}}}}}",
+        between - before,
+        after - between
+    )
 }
 
 /// CPU time of this thread: what else runs on the machine costs it caches, but no time.

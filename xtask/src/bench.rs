@@ -82,6 +82,8 @@ struct Measure {
     #[arg(long)]
     churn: PathBuf,
     #[arg(long)]
+    workload: PathBuf,
+    #[arg(long)]
     folder: PathBuf,
     #[arg(long)]
     rounds: usize,
@@ -290,7 +292,8 @@ fn measure(options: &Options, parts: &[Part]) -> Result<Results> {
         )
     };
     let mut results = Results::default();
-    if wanted(Part::User) || wanted(Part::Memory) || wanted(Part::Growth) {
+    let workload = release.join("examples/workload");
+    if [Part::User, Part::Memory, Part::Once, Part::Growth].map(wanted) != [false; 4] {
         build(&["tcptrace", "--example", "workload"])?;
     }
     if wanted(Part::Size) {
@@ -305,6 +308,7 @@ fn measure(options: &Options, parts: &[Part]) -> Result<Results> {
         fs::create_dir_all(&folder)?;
         let measured = Measure {
             churn: release.join("churn"),
+            workload: workload.clone(),
             tcptrace: tcptrace.clone(),
             folder,
             rounds: options.rounds,
@@ -320,7 +324,6 @@ fn measure(options: &Options, parts: &[Part]) -> Result<Results> {
             ..measured
         };
     }
-    let workload = release.join("examples/workload");
     if wanted(Part::User) {
         let works = user::works(&workload, !options.check)?;
         if works.iter().any(|work| work.instructions.is_none()) {
@@ -427,6 +430,7 @@ impl Measure {
         for (name, path) in [
             ("--tcptrace", &self.tcptrace),
             ("--churn", &self.churn),
+            ("--workload", &self.workload),
             ("--folder", &self.folder),
         ] {
             command.arg(name).arg(path);
@@ -485,7 +489,7 @@ impl Measure {
             }
         }
         if wanted(Part::Once) {
-            results.once = Some(single::once(&lab, &self.tcptrace)?);
+            results.once = Some(single::once(&lab, &self.tcptrace, &self.workload)?);
         }
         if wanted(Part::Idle) {
             results.idle = Some(single::idle(&lab, &own)?);

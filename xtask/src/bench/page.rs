@@ -245,6 +245,17 @@ fn once(page: &mut String, once: &Once) {
         [name.to_owned(), shown(wall), shown(cpu)]
     });
     table(page, ["command", "time", "CPU time"], rows);
+    let shown = |s: super::spread::Spread| {
+        let [median, min, max] = [s.median, s.min, s.max].map(|seconds| seconds * 1e3);
+        format!("{median:.0} ms ({min:.0} to {max:.0})")
+    };
+    let _ = write!(
+        page,
+        "\nWho holds them, found out by itself: by a pass over `/proc`, as `leaks --once` does, {} of CPU time; by the \
+         kernel's walk of all open files, as `leaks` does with BPF, {}.\n",
+        shown(once.pass_cpu),
+        shown(once.walk_cpu)
+    );
 }
 
 pub(super) fn table<const N: usize>(

@@ -169,6 +169,10 @@ pub(crate) struct Once {
     pub(crate) ss_cpu: Spread,
     /// How many sockets `leaks` called leaked; half of them are.
     pub(crate) leaked: u64,
+    /// CPU seconds of a pass over `/proc` for who holds which socket.
+    pub(crate) pass_cpu: Spread,
+    /// CPU seconds of the kernel's walk of all open files for the same.
+    pub(crate) walk_cpu: Spread,
 }
 
 /// A command while nothing happens.

@@ -25,6 +25,7 @@ use super::{
     results::{Idle, Once},
     spread::Spread,
     tracer::{Tracer, dies_with_us},
+    user,
 };
 
 /// Processes and pairs of sockets in each: a hundred thousand sockets.
@@ -83,15 +84,28 @@ impl Holding {
     }
 }
 
-/// `leaks --once` and `ss -tanp` in turn, on sockets of which half are in CLOSE_WAIT.
-pub(super) fn once(lab: &Lab, tcptrace: &Path) -> Result<Once> {
+/// What `workload holders` says: of a pass over `/proc`, and of the kernel's walk of all open files.
+#[derive(Deserialize)]
+struct Holders {
+    pass: Found,
+    walk: Found,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    sockets: u64,
+    cpu_seconds: f64,
+}
+
+/// `leaks --once` and `ss -tanp` in turn, on sockets of which half are in CLOSE_WAIT; and both ways to their holders.
+pub(super) fn once(lab: &Lab, tcptrace: &Path, workload: &Path) -> Result<Once> {
     eprintln!("bench: leaks --once and ss -tanp");
     let holding = Holding::start(&lab.churn, PROCESSES, PAIRS, 0)?;
     let held = &holding.held;
     // Older than `leaks` asks for.
     thread::sleep(Duration::from_secs(2));
     let file = lab.folder.join("once");
-    let (mut leaks, mut ss) = (Vec::new(), Vec::new());
+    let (mut leaks, mut ss, mut pass, mut walk) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut leaked = 0;
     for _ in 0..ONCE_ROUNDS {
         let mut command = Command::new(tcptrace);
@@ -108,6 +122,12 @@ pub(super) fn once(lab: &Lab, tcptrace: &Path) -> Result<Once> {
             "ss shows {lines} of {} sockets",
             held.sockets
         );
+        let holders: Holders = user::run(workload, &["holders"])?;
+        for (found, times) in [(holders.pass, &mut pass), (holders.walk, &mut walk)] {
+            let sockets = found.sockets;
+            ensure!(sockets >= held.sockets, "{sockets} sockets have holders");
+            times.push(found.cpu_seconds);
+        }
     }
     let (sockets, processes) = (held.sockets, held.processes);
     holding.end()?;
@@ -123,6 +143,8 @@ pub(super) fn once(lab: &Lab, tcptrace: &Path) -> Result<Once> {
         ss_wall: spread(&ss, |time| time.0)?,
         ss_cpu: spread(&ss, |time| time.1)?,
         leaked,
+        pass_cpu: Spread::of(&pass).context("no time passed")?,
+        walk_cpu: Spread::of(&walk).context("no time passed")?,
     })
 }
 

@@ -122,7 +122,11 @@ pub(super) fn speeds(workload: &Path) -> Result<Vec<Work>> {
     WORKS.into_iter().map(speed).collect()
 }
 
-fn run<T: for<'de> Deserialize<'de>>(workload: &Path, words: &[&str]) -> Result<T> {
+/// Runs `workload` with these arguments. Returns what it says.
+///
+/// # Errors
+/// When it fails.
+pub(super) fn run<T: for<'de> Deserialize<'de>>(workload: &Path, words: &[&str]) -> Result<T> {
     let said = command::output(Command::new(workload).args(words))?;
     serde_json::from_str(&said).with_context(|| format!("workload said {said:?}"))
 }
