@@ -9,11 +9,9 @@ use aya_ebpf::{
 use tcptrace_ebpf::{Field, Header, Kind, Via};
 
 use crate::{
-    kernel::{Common, Probe, Read, Typed, write_header, write_task},
+    kernel::{Common, IPPROTO_TCP, Probe, Read, Typed, write_header, write_task},
     output, select, stack,
 };
-
-const IPPROTO_TCP: u16 = 6;
 
 /// `inet_csk_accept(struct sock *sk, int flags, int *err, bool kern)`, up to 6.9.
 #[fexit(function = "inet_csk_accept")]

@@ -150,8 +150,10 @@ pub(crate) struct Tuple {
     pub(crate) netns: u32,
 }
 
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
+pub(crate) const AF_INET: u16 = 2;
+pub(crate) const AF_INET6: u16 = 10;
+pub(crate) const IPPROTO_TCP: u16 = 6;
+pub(crate) const IPPROTO_MPTCP: u16 = 262;
 /// The third word of `::ffff:a.b.c.d` in network byte order.
 const MAPPED: u32 = 0xffff_u32.to_be();
 

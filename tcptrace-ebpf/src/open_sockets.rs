@@ -1,16 +1,11 @@
 //! Which processes hold TCP sockets: their descriptors, one by one, as the kernel walks all open files.
 
-use aya_ebpf::helpers::{bpf_seq_write, bpf_sock_from_file};
 use core::ptr;
+
+use aya_ebpf::helpers::{bpf_seq_write, bpf_sock_from_file};
 use tcptrace_ebpf::{Field, OpenSocket};
 
-use crate::kernel::{Read, Typed};
-
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
-const IPPROTO_TCP: u16 = 6;
-/// A subflow's file is that of its MPTCP socket.
-const IPPROTO_MPTCP: u16 = 262;
+use crate::kernel::{AF_INET, AF_INET6, IPPROTO_MPTCP, IPPROTO_TCP, Read, Typed};
 
 /// `struct bpf_iter__task_file` (`kernel/bpf/task_iter.c`, 5.8 to 7.3), each member 8-aligned.
 #[repr(C)]
@@ -45,6 +40,7 @@ extern "C" fn open_sockets(ctx: *const TaskFile) -> i32 {
         let sk: *const u8 = Typed::field(socket, Field::SocketSock);
         let family: u16 = Typed::field(sk, Field::SkcFamily);
         let protocol: u16 = Typed::field(sk, Field::SkProtocol);
+        // A subflow of an MPTCP socket has the file of that.
         if !matches!(family, AF_INET | AF_INET6) || !matches!(protocol, IPPROTO_TCP | IPPROTO_MPTCP)
         {
             return 0;

@@ -9,12 +9,9 @@ use aya_log_ebpf::warn;
 use tcptrace_ebpf::{Counter, Field, Flags, Kind, State, Transition, Via};
 
 use crate::{
-    kernel::{Read, Tuple, Typed, has, write_header, write_task},
+    kernel::{IPPROTO_MPTCP, IPPROTO_TCP, Read, Tuple, Typed, has, write_header, write_task},
     output, select, stack,
 };
-
-const IPPROTO_TCP: u16 = 6;
-const IPPROTO_MPTCP: u16 = 262;
 
 /// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`.
 #[btf_tracepoint(function = "inet_sock_set_state")]

@@ -181,6 +181,26 @@ impl Fixture {
         };
     }
 
+    /// Ends the process's first thread; another one goes on.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn outlive_first_thread(&mut self) {
+        let meeting = Meeting::new();
+        self.begin(&format!("outlive {} {}", self.comm, meeting.path.display()));
+        let new = meeting.fixture(&self.comm);
+        assert_eq!(new.pid, self.pid, "it is the same process");
+        *self = Self {
+            process: self.process.take(),
+            ..new
+        };
+        let stat = Path::new("/proc").join(self.pid.to_string()).join("stat");
+        wait_until("the first thread has ended", PATIENCE, || {
+            let stat = fs::read_to_string(&stat).expect("it lives");
+            stat.rsplit(')').next()?.starts_with(" Z").then_some(())
+        });
+    }
+
     /// [`fork`](Self::fork), and the child is the first process of a pid namespace. No other can be forked
     /// after it.
     ///

@@ -11,7 +11,7 @@ use tests::{Lab, Line, Peers, figure};
 #[ignore = "needs a kernel that takes function probes, as `cargo xtask vm` has them"]
 fn each_probe_is_far_from_the_verifiers_limit() {
     let Some(lab) = Lab::new() else { return };
-    // What finds holders is loaded when somebody leaks.
+    // What finds holders is loaded when that is asked for the first time.
     let mut peers = Peers::new(&lab);
     peers.left_by_client();
     let leaks = ["leaks", "--older-than", "1ms", "--interval", "100ms"];

@@ -15,29 +15,36 @@ const AGE: Duration = Duration::from_millis(600);
 /// Looks at the lab's namespace when all that leaks is old enough: once, by reading `/proc`, and traced, where the kernel
 /// tells who has what open. Both must see the same.
 fn looks(lab: &Lab) -> [Lines; 2] {
+    looks_at(lab, "CLOSE_WAIT")
+}
+
+/// The same at sockets in this state.
+fn looks_at(lab: &Lab, state: &str) -> [Lines; 2] {
     thread::sleep(AGE);
-    let run = lab.leaks_once(&["--older-than", OLD]);
+    let options = ["--state", state, "--older-than", OLD];
+    let run = lab.leaks_once(&options);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
-    let traced = watch(lab);
+    let traced = lab.tcptrace(&[&["leaks", "--interval", "200ms"][..], &options].concat());
     traced.wait_for("the leak", SOON, |line| line.value["event"] == "leak");
-    assert_is_told_by_the_kernel(&traced);
-    let traced = traced.finish();
-    assert_eq!(traced.code, Some(0), "{}", traced.stderr);
-    [run.lines, traced.lines]
-}
-
-fn watch(lab: &Lab) -> Tcptrace {
-    lab.tcptrace(&["leaks", "--older-than", OLD, "--interval", "200ms"])
-}
-
-/// Every kernel that takes the probe of transitions takes the program that finds holders.
-fn assert_is_told_by_the_kernel(traced: &Tcptrace) {
+    // Every kernel that takes the probe of transitions takes the program that finds holders.
     let programs = traced.programs();
     let names: Vec<&str> = programs
         .iter()
         .filter_map(|program| program.name_as_str())
         .collect();
     assert!(names.contains(&"open_sockets"), "{names:?}");
+    let traced = traced.finish();
+    assert_eq!(traced.code, Some(0), "{}", traced.stderr);
+    assert!(
+        !traced.stderr.contains("does not tell"),
+        "{}",
+        traced.stderr
+    );
+    [run.lines, traced.lines]
+}
+
+fn watch(lab: &Lab) -> Tcptrace {
+    lab.tcptrace(&["leaks", "--older-than", OLD, "--interval", "200ms"])
 }
 
 fn inode_of(pid: u32, fd: &Value) -> String {
@@ -187,6 +194,35 @@ fn thread_with_its_own_descriptors() {
         assert!(leak.0.value["pid"].is_null(), "{leak}");
         assert_eq!(leak.holders(), [] as [u64; 0], "{leak}");
         leak.assert_causes(&[("eof_unread", 1)]);
+    }
+}
+
+/// Its first thread has ended. What it has open, it still has, by another.
+#[test]
+fn first_thread_has_ended() {
+    let Some(lab) = Lab::new() else { return };
+    let mut peers = Peers::new(&lab);
+    let left = peers.left_by_client();
+    peers.server.outlive_first_thread();
+    for lines in looks(&lab) {
+        let report = lines.report();
+        let leak = report.only();
+        leak.assert_holders(&[&peers.server]);
+        let fds = leak.sample(&left.server)["fds"].as_array();
+        assert_eq!(fds.map(Vec::len), Some(1), "by one thread of two: {leak}");
+    }
+}
+
+/// The TCP connections below an MPTCP socket have its file.
+#[test]
+fn of_an_mptcp_socket() {
+    let Some(lab) = Lab::new() else { return };
+    let mut multipath = lab.fixture("multipath");
+    multipath.ask("mptcp 127.0.0.1:0");
+    for lines in looks_at(&lab, "ESTABLISHED") {
+        let report = lines.report();
+        assert_eq!(report.number("sockets"), 2, "{report}");
+        report.only().assert_holders(&[&multipath]);
     }
 }
 

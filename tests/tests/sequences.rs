@@ -386,7 +386,10 @@ fn mptcp_is_counted_and_named() {
     let stream = lab.tcptrace(&["stream"]);
     let netns = lab.netns.inode().to_string();
     let text = Tcptrace::start_plain(&["stream", "--netns", &netns]);
-    lab.fixture("multipath").ask("mptcp 127.0.0.1:0");
+    let mut multipath = lab.fixture("multipath");
+    for command in ["mptcp 127.0.0.1:0", "close client", "close server"] {
+        multipath.ask(command);
+    }
     let listener = |line: &Line| line.change() == "LISTEN > CLOSE";
     stream.wait_for("the listener's end", SOON, listener);
 

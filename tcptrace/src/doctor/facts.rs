@@ -51,6 +51,8 @@ pub struct Facts {
     pub namespaces: Result<Entered, String>,
     /// What `/proc` does not show of processes.
     pub processes: Result<Unseen, String>,
+    /// Its processes have other numbers than in the initial pid namespace.
+    pub private_pids: bool,
     /// Where cgroup2 is mounted.
     pub cgroup2: Result<PathBuf, Reason>,
     /// Whether descriptors of processes can be duplicated, tried on one of this process.
@@ -85,6 +87,7 @@ impl Facts {
                 Err(error) => Err(error.to_string()),
             },
             processes: procfs::sockets(|_, _| {}).map_err(|error| error.to_string()),
+            private_pids: procfs::has_private_pids(),
             cgroup2: match Cgroups::open() {
                 Ok(cgroups) => Ok(cgroups.point().to_owned()),
                 Err(error) => Err(cgroup::reason(&error)),

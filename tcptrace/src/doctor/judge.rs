@@ -11,7 +11,6 @@ use crate::{
             DEFAULT_BUFFER, Refused, TriedProbes, Variants,
             explain::{self, OLDEST},
         },
-        procfs::Hidden,
         system::{Lockdown, System},
         unlisted,
     },
@@ -316,13 +315,10 @@ fn accept(probes: &TriedProbes, system: &System) -> Vec<Check> {
     vec![check, function, calls]
 }
 
-/// How `leaks` finds who holds a socket. Either way it is found, so both are well.
+/// How it is found out who holds a socket. Either way it is found, so both are well.
 fn holders(probes: &TriedProbes, facts: &Facts) -> Check {
-    let hidden = facts.processes.as_ref().ok().and_then(|all| all.hidden);
     let why = match &probes.open_sockets {
-        _ if hidden == Some(Hidden::PidNamespace) => {
-            "the kernel would number processes otherwise".to_owned()
-        }
+        _ if facts.private_pids => "the kernel would number processes otherwise".to_owned(),
         Ok(()) => return Check::ok(HOLDERS, "the kernel tells who has which socket open"),
         Err(refused) => explain::variant(refused, &facts.system).what,
     };

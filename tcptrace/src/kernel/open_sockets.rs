@@ -1,5 +1,5 @@
-//! Who holds which TCP socket, told by the kernel, which walks all open files itself (`iter/task_file`): a tenth of
-//! the work of reading `/proc`, which shows the same.
+//! Who holds which TCP socket, told by the kernel, which walks all open files itself (`iter/task_file`): a fraction of
+//! the work of reading `/proc`.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
@@ -15,8 +15,8 @@ use super::procfs::{Descriptor, Handle, open_dir};
 /// As many records as the kernel hands over at once (`bpf_seq_read()`: eight pages).
 const ROOM: usize = (8 << 12) / size_of::<OpenSocket>();
 
-/// Hands the descriptors of TCP sockets that `records` tells of to `each`, if their inode `wants` them and their
-/// process still has them: what [`sockets_by_part`](super::procfs::sockets_by_part) would find, in one part.
+/// Hands the descriptors of TCP sockets that `records` tells of to `each`, if `wants` takes their inode and `/proc` shows
+/// that the process has them: of TCP, what [`sockets_by_part`](super::procfs::sockets_by_part) would find, in one part.
 ///
 /// # Errors
 ///
@@ -30,7 +30,8 @@ pub fn sockets<P: Default>(
     let mut part = P::default();
     let mut buffer = [OpenSocket::new_zeroed(); ROOM];
     let mut process = Current::default();
-    // Of processes whose first thread has ended: the table of the first one that has any. The others mostly share it.
+    // By process, whose table is taken: that of its first thread; if that has ended, of the first that has sockets.
+    // Others share it, mostly.
     let mut tables = HashMap::new();
     loop {
         let length = match records.read(buffer.as_mut_bytes()) {
@@ -47,6 +48,8 @@ pub fn sockets<P: Default>(
         if length % size_of::<OpenSocket>() != 0 {
             return Err(ErrorKind::InvalidData.into());
         }
+        // Between two reads the kernel keeps no process, but looks for the same number again.
+        process.is_confirmed = false;
         for &OpenSocket {
             inode,
             pid,
@@ -54,10 +57,7 @@ pub fn sockets<P: Default>(
             fd,
         } in &buffer[..length / size_of::<OpenSocket>()]
         {
-            if pid != tid && *tables.entry(pid).or_insert(tid) != tid {
-                continue;
-            }
-            if !wants(&mut part, inode) {
+            if *tables.entry(pid).or_insert(tid) != tid || !wants(&mut part, inode) {
                 continue;
             }
             let descriptor = Descriptor { inode, tid, fd };
@@ -74,7 +74,7 @@ struct Current {
     pid: u32,
     /// None if it has ended.
     process: Option<Handle>,
-    /// It was seen to have one of the descriptors: so its pid has not changed hands since the kernel told it.
+    /// `/proc` has shown that it has one of the descriptors: its pid is not another's by now.
     is_confirmed: bool,
 }
 
@@ -100,7 +100,7 @@ impl Current {
         let Some(process) = &self.process else {
             return Ok(None);
         };
-        self.is_confirmed = self.is_confirmed || !process.has_closed(descriptor);
+        self.is_confirmed = self.is_confirmed || process.has(descriptor) == Ok(true);
         Ok(self.is_confirmed.then_some(process))
     }
 }
@@ -197,19 +197,7 @@ mod tests {
     #[test]
     fn threads_that_share_are_taken_once() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut tids = std::fs::read_dir("/proc/self/task")
-            .unwrap()
-            .map(|entry| {
-                entry
-                    .unwrap()
-                    .file_name()
-                    .to_str()
-                    .unwrap()
-                    .parse()
-                    .unwrap()
-            })
-            .filter(|tid| *tid != process::id());
-        let tid = tids.next().expect("a test is a thread");
+        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         let one = OpenSocket {
             tid,
             ..open(&socket)
@@ -218,21 +206,42 @@ mod tests {
         assert_eq!(found(&[one, other, one]), [descriptor(one); 2]);
     }
 
+    /// What comes of reading, the last first.
+    struct Pauses(Vec<io::Result<Vec<u8>>>);
+    impl Read for Pauses {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let Some(next) = self.0.pop() else {
+                return Ok(0);
+            };
+            next.map(|bytes| {
+                buffer[..bytes.len()].copy_from_slice(&bytes);
+                bytes.len()
+            })
+        }
+    }
+
+    /// Between two reads, its number may have gone to another process.
+    #[test]
+    fn each_read_has_to_be_vouched_for() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = open(&socket);
+        let closed = OpenSocket {
+            fd: 1_000_000,
+            ..open
+        };
+        let reads = vec![
+            Ok([closed, open].as_bytes().to_vec()),
+            Ok([closed].as_bytes().to_vec()),
+            Ok([open].as_bytes().to_vec()),
+        ];
+        let each = |found: &mut Vec<u32>, _: &Handle, one: Descriptor| found.push(one.fd);
+        let found = sockets(Pauses(reads), |_, _| true, each).unwrap();
+        assert_eq!(found, [open.fd; 2]);
+    }
+
     /// The kernel stops now and then, and goes on.
     #[test]
     fn a_walk_may_pause() {
-        struct Pauses(Vec<io::Result<Vec<u8>>>);
-        impl Read for Pauses {
-            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                let Some(next) = self.0.pop() else {
-                    return Ok(0);
-                };
-                next.map(|bytes| {
-                    buffer[..bytes.len()].copy_from_slice(&bytes);
-                    bytes.len()
-                })
-            }
-        }
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let bytes = open(&socket).as_bytes().to_vec();
         let count = |parts| {

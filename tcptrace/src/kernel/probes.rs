@@ -19,7 +19,7 @@ pub use self::{
     object::Symbols,
     refused::{Cause, Refused},
 };
-use super::{procfs, system::System};
+use super::{open_sockets, system::System};
 use crate::{event::Probes as Kind, reason::Reason};
 
 /// Size of the ring buffer where nothing else is asked for, bytes.
@@ -108,8 +108,6 @@ pub struct Probes {
     pub accept: Kind,
     /// What does not work on this kernel, and why.
     pub degraded: Vec<Reason>,
-    /// The kernel has refused to tell who has which socket open, or means other processes by its numbers.
-    no_open_sockets: bool,
 }
 
 /// How something is followed that can be followed in two ways, and why not in a better one.
@@ -173,7 +171,6 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
         time_wait,
         accept,
         degraded,
-        no_open_sockets: procfs::has_private_pids(),
     })
 }
 
@@ -223,15 +220,13 @@ impl Probes {
             .sum()
     }
 
-    /// What there is to read of [`open_sockets`](super::open_sockets), now. `None` if the kernel does not tell, or
-    /// numbers processes otherwise than this program's `/proc`.
-    pub fn open_sockets(&mut self) -> Option<File> {
-        if self.no_open_sockets {
-            return None;
-        }
-        let records = self.object.open_sockets();
-        self.no_open_sockets = records.is_err();
-        records.ok()
+    /// Begins a walk of all open files, for [`open_sockets::sockets`] to read. It numbers
+    /// processes as the initial pid namespace does.
+    ///
+    /// # Errors
+    /// When the kernel does not take the program, or the walk.
+    pub fn open_sockets(&mut self) -> Result<File, Refused> {
+        self.object.open_sockets()
     }
 
     /// The log of the probes; give it to a logger to see what they cannot explain.
@@ -344,7 +339,10 @@ pub fn try_all() -> Tried {
             transitions,
             time_wait,
             accept,
-            open_sockets: object.open_sockets().map(drop),
+            open_sockets: object.open_sockets().and_then(|records| {
+                open_sockets::sockets(records, |(), _| false, |(), _, _| ())
+                    .map_err(|error| Refused::walk(&error))
+            }),
             symbols: object.symbols.clone(),
         }
     });

@@ -85,6 +85,8 @@ pub struct Finished {
 pub fn unlisted(process: &Handle, descriptor: Descriptor) -> io::Result<Unlisted> {
     match is_tcp(process, descriptor) {
         Ok(true) => {}
+        // The path may lead to another file by now.
+        Ok(false) if process.has(descriptor) == Ok(false) => return Ok(Unlisted::Closed),
         Ok(false) => return Ok(Unlisted::NotTcp),
         Err(error) => return unanswered(process, descriptor, error),
     }
@@ -124,7 +126,7 @@ pub fn try_duplicate() -> io::Result<()> {
 fn unanswered(process: &Handle, descriptor: Descriptor, error: Errno) -> io::Result<Unlisted> {
     match error {
         Errno::MFILE | Errno::NFILE | Errno::NOMEM => Err(error.into()),
-        _ if process.has_closed(descriptor) => Ok(Unlisted::Closed),
+        _ if process.has(descriptor) == Ok(false) => Ok(Unlisted::Closed),
         _ => Ok(Unlisted::Refused(error.into())),
     }
 }

@@ -99,6 +99,8 @@ pub(super) struct Holders {
     tree: bool,
     /// How many threads read `/proc`.
     threads: usize,
+    /// The kernel does not tell who has which socket open, or means other processes by its numbers.
+    is_not_told: bool,
 }
 
 impl Holders {
@@ -106,6 +108,7 @@ impl Holders {
         Self {
             tree,
             threads,
+            is_not_told: procfs::has_private_pids(),
             ..Self::default()
         }
     }
@@ -163,9 +166,10 @@ impl Holders {
             }
         };
         let told = probes
-            .and_then(Probes::open_sockets)
-            .and_then(|records| open_sockets::sockets(records, wants, tell).ok());
-        let parts = match told {
+            .filter(|_| !self.is_not_told)
+            .map(|probes| told(probes, wants, tell));
+        let is_not_told = matches!(told, Some(None));
+        let parts = match told.flatten() {
             Some(part) => vec![part],
             None => procfs::sockets_by_part(self.threads, |part, process, descriptor| {
                 if wants(part, descriptor.inode) {
@@ -173,6 +177,7 @@ impl Holders {
                 }
             })?,
         };
+        self.is_not_told |= is_not_told;
         let mut found = HashSet::new();
         // By inode, whether its connection is over.
         let mut asked: HashMap<u32, bool> = HashMap::new();
@@ -217,6 +222,24 @@ impl Holders {
         }
         Ok(sockets.are_held())
     }
+}
+
+/// What the kernel tells of who has which socket open; `None` if it does not.
+fn told(
+    probes: &mut Probes,
+    wants: impl Fn(&mut Part, u32) -> bool,
+    tell: impl Fn(&mut Part, &Handle, Descriptor),
+) -> Option<Part> {
+    // Why it does not take the program, `tcptrace doctor` says.
+    let records = probes.open_sockets().ok()?;
+    let told = open_sockets::sockets(records, wants, tell);
+    told.inspect_err(|error| {
+        eprintln!(
+            "tcptrace: the kernel does not tell any more who has which socket open: {error}; /proc is read for \
+             that from now on, which takes longer"
+        );
+    })
+    .ok()
 }
 
 /// What a pass over a part of the processes has found.

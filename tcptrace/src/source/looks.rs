@@ -1,5 +1,5 @@
-//! Looks at what exists, without BPF: sockets from `sock_diag`, [their holders](super::holders), and the
-//! count of TIME_WAITs that were skipped.
+//! Looks at what exists: sockets from `sock_diag`, [their holders](super::holders), and the count of TIME_WAITs
+//! that were skipped.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -32,7 +32,7 @@ pub enum Via {
     Listen,
     /// It closed the socket, or its sending side.
     Close,
-    /// A look at `/proc` found the socket among its files.
+    /// A look found the socket among its files.
     Holder,
     /// Nobody has accepted the connection; the listener is this process's.
     Listener,

@@ -107,6 +107,19 @@ fn serve(sockets: &mut Sockets, comm: &str, path: &str) -> i32 {
                 let error = Command::new("/proc/self/exe").args([comm, path]).exec();
                 panic!("exec: {error}");
             }
+            // Goes on in another thread, beside an idle one, and ends this one, the first.
+            ["outlive", comm, path] => {
+                let mut sockets = std::mem::take(sockets);
+                let (comm, path) = (comm.to_owned(), path.to_owned());
+                thread::spawn(move || exit(serve(&mut sockets, &comm, &path)));
+                thread::spawn(|| {
+                    loop {
+                        thread::park()
+                    }
+                });
+                // SAFETY: it ends this thread, which holds nothing that another waits for.
+                unsafe { libc::syscall(libc::SYS_exit, 0) };
+            }
             // The same as `fork`, and the child gets this pid.
             ["fork-as", pid, comm, path] => match fork_as(pid.parse().expect("a number")) {
                 Ok(None) => exit(serve(sockets, comm, path)),
@@ -464,7 +477,7 @@ impl Sockets {
                 };
                 scope.spawn(obey).join().expect("no panic")
             }),
-            // One connection of MPTCP sockets, from beginning to end.
+            // A connection of MPTCP sockets, between `client` and `server`.
             ["mptcp", address] => {
                 let mptcp = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
                 let listener = mptcp()?;
@@ -477,6 +490,8 @@ impl Sockets {
                 // Only then are the two sure of each other.
                 client.write_all(b"x")?;
                 server.read_exact(&mut [0])?;
+                self.add("client", client);
+                self.add("server", server);
                 Ok(json!({}))
             }
             // Connects to a listener of this process, accepts, resets, closes; many times.

@@ -43,7 +43,7 @@ const ACCEPT_FUNCTION: &str = "inet_csk_accept";
 const ACCEPT_CALLS: [&str; 2] = ["sys_exit_accept", "sys_exit_accept4"];
 /// The program that tells who has which socket open, and the kernel's walk in which it runs.
 const OPEN_SOCKETS: &str = "open_sockets";
-const OPEN_FILES: &str = "task_file";
+pub(super) const OPEN_FILES: &str = "task_file";
 /// What the timer of every timewait socket calls (`net/ipv4/inet_timewait_sock.c`, 5.4 to 6.18).
 const TW_TIMER_HANDLER: &str = "tw_timer_handler";
 

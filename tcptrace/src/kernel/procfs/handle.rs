@@ -18,7 +18,7 @@ use crate::event::Comm;
 pub struct Handle {
     pid: u32,
     dir: OwnedFd,
-    /// How many descriptors it had when they were listed.
+    /// How many descriptors it had when they were listed, or counted.
     fds: Cell<Option<u32>>,
 }
 
@@ -98,10 +98,11 @@ impl Handle {
         Ok(table)
     }
 
-    /// How many descriptors it has, or had when they were listed. `None` if it may not be known.
+    /// How many descriptors it has, or had when they were listed. `None` if this user may not know.
     pub(super) fn descriptor_count(&self) -> Option<u32> {
         if self.fds.get().is_none() {
-            // The size of that directory is their number, since Linux 6.2; to list them takes as long as there are many.
+            // The size of that directory is their number (`proc_readfd_count()`, since Linux 6.2), for everybody to see;
+            // to list them takes the longer the more there are.
             let counted = statat(self, "fd", AtFlags::empty()).map_or(0, |fd| fd.st_size);
             match u32::try_from(counted) {
                 Ok(count @ 1..) => self.fds.set(Some(count)),

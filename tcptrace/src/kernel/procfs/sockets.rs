@@ -100,12 +100,16 @@ impl Handle {
         format!("/proc/thread-self/fd/{dir}/task/{tid}/fd/{fd}")
     }
 
-    /// Whether a descriptor refers to another file by now, or to none.
-    pub(in crate::kernel) fn has_closed(&self, descriptor: Descriptor) -> bool {
+    /// Whether a descriptor still refers to its socket, and not to another file or to none.
+    ///
+    /// # Errors
+    /// When this user may not know (`EACCES`).
+    pub(in crate::kernel) fn has(&self, descriptor: Descriptor) -> Result<bool, Errno> {
         let Descriptor { inode, tid, fd } = descriptor;
         match link_inode(self, format!("task/{tid}/fd/{fd}"), SOCKET) {
-            Ok(now) => now != Some(inode),
-            Err(error) => matches!(error, Errno::NOENT | Errno::SRCH),
+            Ok(now) => Ok(now == Some(inode)),
+            Err(Errno::NOENT | Errno::SRCH) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }
@@ -192,9 +196,9 @@ mod tests {
         assert_eq!(found, expected);
         let handle = Handle::open(me).unwrap();
         let (_, mine) = expected.into_iter().find(|(pid, _)| *pid == me).unwrap();
-        assert!(!handle.has_closed(mine));
+        assert_eq!(handle.has(mine), Ok(true));
         drop((listener, second));
-        assert!(handle.has_closed(mine));
+        assert_eq!(handle.has(mine), Ok(false));
     }
 
     const HELPER: &str = "TCPTRACE_TEST_END_FIRST_THREAD";
