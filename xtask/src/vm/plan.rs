@@ -39,12 +39,11 @@ const REFUSAL: &str = "refusal";
 const BOTH_KINDS: [&str; 2] = ["instructions", "probe_pairs"];
 
 /// Test programs that only `--full` runs, and why.
-const LESS_OF_THE_KERNEL: [(&str, &str); 12] = [
+const LESS_OF_THE_KERNEL: [(&str, &str); 11] = [
     (
         "doctor",
         "it tests the answers to missing privileges; `works` asks it about the kernel",
     ),
-    ("leak_holders", "/proc, which it tests, changes little"),
     (
         "leaks",
         "what it tests depends little on the kernel, and it takes long",
