@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{Lab, built};
+use tests::{Lab, Tcptrace, built, kernel_is_at_least};
 
 const SOON: Duration = Duration::from_secs(60);
 const OPTIONS: [&str; 4] = [
@@ -16,6 +16,14 @@ const OPTIONS: [&str; 4] = [
 #[test]
 fn stacks_of_connect_and_accept() {
     let Some(mut lab) = Lab::new() else { return };
+    if !kernel_is_at_least(5, 15) {
+        let run = Tcptrace::run(&OPTIONS);
+        assert_eq!(run.code, Some(2), "{}", run.stderr);
+        let why =
+            "does not let stacks be recorded; leave --stacks out; it needs Linux 5.15 or later";
+        assert!(run.stderr.contains(why), "{}", run.stderr);
+        return;
+    }
     lab.rest();
     for kind in [&[][..], &["--probes=tracepoints"]] {
         let tcptrace = lab.tcptrace(&[&OPTIONS, kind].concat());

@@ -143,9 +143,10 @@ impl Refused {
         Self::Map(Cause::of(error))
     }
 
-    /// Whether a program calls what this kernel does not have.
+    /// Whether a program calls what this kernel does not have: for such a program, or at all (`check_helper_call()`).
     pub(super) fn is_unknown_helper(&self) -> bool {
-        matches!(self, Self::Program { cause, .. } if cause.words.contains("unknown func"))
+        matches!(self, Self::Program { cause, .. }
+            if ["unknown func", "invalid func"].iter().any(|words| cause.words.contains(words)))
     }
 
     /// The error's number, if it was the kernel's.
@@ -160,10 +161,16 @@ impl Refused {
     }
 }
 
-/// What a verifier's log ends in, without its statistics.
+/// What a verifier's log ends in, without its statistics (`print_verification_stats()`, 5.10 to 7.3).
 fn last_word(log: &str) -> &str {
-    let lines = log.lines().map(str::trim);
-    let mut words = lines.filter(|line| !line.is_empty() && !line.starts_with("processed "));
+    const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
+    let is_word = |line: &&str| {
+        !line.is_empty()
+            && !STATISTICS
+                .iter()
+                .any(|statistic| line.starts_with(statistic))
+    };
+    let mut words = log.lines().map(str::trim).filter(is_word);
     words.next_back().unwrap_or_default()
 }
 
@@ -209,8 +216,26 @@ mod tests {
     #[test]
     fn the_verifier_ends_in_what_it_dislikes() {
         let log = "0: R1=ctx()\n5: (85) call bpf_get_socket_cookie#46\nunknown func bpf_get_socket_cookie#46\n\
-                   processed 5 insns (limit 1000000) max_states_per_insn 0\n\n";
+                   verification time 61 usec\nstack depth 184+0\nprocessed 5 insns (limit 1000000) max_states_per_insn 0\n\n";
         assert_eq!(last_word(log), "unknown func bpf_get_socket_cookie#46");
         assert_eq!(last_word(""), "");
+    }
+
+    #[test]
+    fn a_helper_may_be_unknown_in_two_ways() {
+        let refused = |words: &str| Refused::Program {
+            name: "f".to_owned(),
+            cause: Cause {
+                errno: Some(libc::EINVAL),
+                words: words.to_owned(),
+            },
+        };
+        for words in [
+            "unknown func bpf_task_pt_regs#175",
+            "invalid func unknown#175",
+        ] {
+            assert!(refused(words).is_unknown_helper(), "{words}");
+        }
+        assert!(!refused("R1 type=ctx expected=fp").is_unknown_helper());
     }
 }
