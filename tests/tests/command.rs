@@ -125,12 +125,19 @@ fn the_programs_streams_are_those_of_tcptrace() {
     assert_eq!(run.stderr, "to stderr\n");
 }
 
-/// What a process that `command` makes starts with, as bits of signals: those blocked, those ignored.
+/// What a process that `command` makes starts with, as bits of signals: those blocked, those ignored. `ignored`: of
+/// SIGHUP and SIGCHLD, those that `command` is to ignore.
 fn starts_with(mut command: Command, ignored: &'static [Signal]) -> (u64, u64) {
     let ignore = move || {
-        for one in ignored {
+        // The test itself may be run by nohup.
+        for one in [Signal::SIGHUP, Signal::SIGCHLD] {
+            let handler = if ignored.contains(&one) {
+                SigHandler::SigIgn
+            } else {
+                SigHandler::SigDfl
+            };
             // SAFETY: no handler function is installed.
-            unsafe { signal(*one, SigHandler::SigIgn) }?;
+            unsafe { signal(one, handler) }?;
         }
         Ok(())
     };
