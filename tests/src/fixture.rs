@@ -173,7 +173,11 @@ impl Fixture {
         let meeting = Meeting::new();
         let path = meeting.path.display();
         self.begin(&format!("exec {comm} {path} {}", keep.join(" ")));
-        let new = meeting.fixture(comm);
+        self.goes_on(meeting.fixture(comm));
+    }
+
+    /// The same process, which obeys by another way now.
+    fn goes_on(&mut self, new: Self) {
         assert_eq!(new.pid, self.pid, "it is the same process");
         *self = Self {
             process: self.process.take(),
@@ -188,12 +192,7 @@ impl Fixture {
     pub fn outlive_first_thread(&mut self) {
         let meeting = Meeting::new();
         self.begin(&format!("outlive {} {}", self.comm, meeting.path.display()));
-        let new = meeting.fixture(&self.comm);
-        assert_eq!(new.pid, self.pid, "it is the same process");
-        *self = Self {
-            process: self.process.take(),
-            ..new
-        };
+        self.goes_on(meeting.fixture(&self.comm));
         let stat = Path::new("/proc").join(self.pid.to_string()).join("stat");
         wait_until("the first thread has ended", PATIENCE, || {
             let stat = fs::read_to_string(&stat).expect("it lives");
