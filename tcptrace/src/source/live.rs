@@ -108,8 +108,8 @@ pub struct Live {
     next_look: Instant,
     /// How many looks at everything it still takes to make up for losses.
     looks_due: u32,
-    /// This process, as the probes number it, but in a pid namespace of its own.
-    own_pid: u32,
+    /// This process; `None` where the probes number it otherwise.
+    own_pid: Option<u32>,
     records: u64,
     lost: u64,
     missed: u64,
@@ -158,9 +158,9 @@ impl Stint {
 /// The event, but that this process, `own_pid`, called nothing: it has no connections. While it finds out whose a
 /// descriptor is, the kernel holds the file for it; if its process closes it in that moment, whoever lets go of it last
 /// closes the socket, and that is not who owned it.
-fn not_called_by(own_pid: u32, mut event: Event) -> Event {
+fn not_called_by(own_pid: Option<u32>, mut event: Event) -> Event {
     if let Event::Transition(transition) = &mut event {
-        transition.owned &= transition.task.pid != own_pid;
+        transition.owned &= Some(transition.task.pid) != own_pid;
     }
     event
 }
@@ -231,7 +231,7 @@ impl Live {
             next_check: now + CHECK_EVERY,
             next_look: now,
             looks_due: 0,
-            own_pid: std::process::id(),
+            own_pid: (!procfs::has_private_pids()).then(std::process::id),
             records: 0,
             lost: 0,
             missed: 0,
@@ -659,12 +659,12 @@ mod tests {
             reserved: 0,
         };
         let event = event::decode(zerocopy::IntoBytes::as_bytes(&record)).unwrap();
-        for (own_pid, called) in [(7, false), (8, true)] {
+        for (own_pid, called) in [(Some(7), false), (Some(8), true), (None, true)] {
             let Event::Transition(Transition { owned, .. }) = not_called_by(own_pid, event.clone())
             else {
                 panic!("{event:?}");
             };
-            assert_eq!(owned, called, "{own_pid}");
+            assert_eq!(owned, called, "{own_pid:?}");
         }
     }
 }
