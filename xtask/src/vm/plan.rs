@@ -114,7 +114,7 @@ const NEED_A_SYSTEM: [(&str, &str); 6] = [
 
 /// Test programs of which each test starts a tracer or two: sixteen at once are more than an emulated CPU
 /// can start within the time that tests wait.
-const CROWDED: [&str; 2] = ["leaks", "leaks_of_program"];
+const CROWDED: [&str; 3] = ["leaks", "leaks_of_program", "leak_holders"];
 
 /// What a kernel is expected to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,6 +27,7 @@ what works on the kernel at hand, why not more, and what to do about it.
 const FOOT: &str = "
 - `time_wait` and `accept` take the first of their two ways that works; either is enough.
 - `skipped`: not tried, because nothing can be traced.
+- Empty: does not matter there, or has not been tried there since it is asked.
 ";
 
 /// By name of the check: its status.
