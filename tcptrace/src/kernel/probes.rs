@@ -160,7 +160,7 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
         degraded.extend(explain::accept(&followed, &system));
     }
     object.attach_transitions().map_err(|refused| {
-        if settings.has_stacks() && refused.is_unknown_helper() {
+        if settings.has_stacks() && refused.lacks_registers() {
             explain::no_stacks(&system)
         } else {
             no_transitions(refused)
