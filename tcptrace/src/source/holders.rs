@@ -235,8 +235,8 @@ fn told(
     let told = open_sockets::sockets(records, wants, tell);
     told.inspect_err(|error| {
         eprintln!(
-            "tcptrace: the kernel does not tell any more who has which socket open: {error}; /proc is read for \
-             that from now on, which takes longer"
+            "tcptrace: cannot walk all open files: {error}; /proc is read from now on for who has which socket \
+             open, which takes longer"
         );
     })
     .ok()
