@@ -25,7 +25,7 @@ use super::{
     results::{Idle, Once},
     spread::Spread,
     tracer::{Tracer, dies_with_us},
-    user,
+    user::{self, Done},
 };
 
 /// Processes and pairs of sockets in each: a hundred thousand sockets.
@@ -87,14 +87,8 @@ impl Holding {
 /// What `workload holders` says: of a pass over `/proc`, and of the kernel's walk of all open files.
 #[derive(Deserialize)]
 struct Holders {
-    pass: Found,
-    walk: Found,
-}
-
-#[derive(Deserialize)]
-struct Found {
-    sockets: u64,
-    cpu_seconds: f64,
+    pass: Done,
+    walk: Done,
 }
 
 /// `leaks --once` and `ss -tanp` in turn, on sockets of which half are in CLOSE_WAIT; and both ways to their holders.
@@ -124,7 +118,7 @@ pub(super) fn once(lab: &Lab, tcptrace: &Path, workload: &Path) -> Result<Once> 
         );
         let holders: Holders = user::run(workload, &["holders"])?;
         for (found, times) in [(holders.pass, &mut pass), (holders.walk, &mut walk)] {
-            let sockets = found.sockets;
+            let sockets = found.items;
             ensure!(sockets >= held.sockets, "{sockets} sockets have holders");
             times.push(found.cpu_seconds);
         }

@@ -27,10 +27,11 @@ const TIMES: usize = 7;
 const TRACKED: u64 = 1_000_000;
 const VALGRIND: &str = "valgrind";
 
+/// Work that `workload` has done.
 #[derive(Deserialize)]
-struct Done {
-    items: u64,
-    cpu_seconds: f64,
+pub(super) struct Done {
+    pub(super) items: u64,
+    pub(super) cpu_seconds: f64,
 }
 
 /// Instructions of each kind of work, and how fast it is, if `timed`.
