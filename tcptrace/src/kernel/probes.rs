@@ -14,7 +14,7 @@ use aya::{
 };
 use tcptrace_ebpf::{Config, Counter, Field, FieldSpec};
 
-use self::object::{Object, Types};
+use self::object::{OPEN_FILES, Object, Types};
 pub use self::{
     object::Symbols,
     refused::{Cause, Refused},
@@ -340,8 +340,12 @@ pub fn try_all() -> Tried {
             time_wait,
             accept,
             open_sockets: object.open_sockets().and_then(|records| {
-                open_sockets::sockets(records, |(), _| false, |(), _, _| ())
-                    .map_err(|error| Refused::walk(&error))
+                open_sockets::sockets(records, |(), _| false, |(), _, _| ()).map_err(|error| {
+                    Refused::Program {
+                        name: OPEN_FILES.to_owned(),
+                        cause: Cause::from(&error),
+                    }
+                })
             }),
             symbols: object.symbols.clone(),
         }

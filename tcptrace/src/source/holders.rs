@@ -99,7 +99,7 @@ pub(super) struct Holders {
     tree: bool,
     /// How many threads read `/proc`.
     threads: usize,
-    /// The kernel does not tell who has which socket open, or means other processes by its numbers.
+    /// Nobody is loaded that tells who has which socket open, or the kernel has refused to.
     is_not_told: bool,
 }
 
@@ -108,7 +108,6 @@ impl Holders {
         Self {
             tree,
             threads,
-            is_not_told: procfs::has_private_pids(),
             ..Self::default()
         }
     }
@@ -120,7 +119,8 @@ impl Holders {
 
     /// Hands on who holds what is wanted of `sockets`. With `unlisted`, also sockets of connections that are
     /// over, which are in no table: what was not in two looks in a row. If it is `silent`, it only finds what
-    /// the next look needs to know. With `probes`, the kernel finds the descriptors, if it can. Returns whether
+    /// the next look needs to know. With `probes`, which must number processes as `/proc` does, the kernel finds the
+    /// descriptors, if it can. Returns whether
     /// somebody is known for each.
     ///
     /// # Errors
@@ -167,9 +167,9 @@ impl Holders {
         };
         let told = probes
             .filter(|_| !self.is_not_told)
-            .map(|probes| told(probes, wants, tell));
-        let is_not_told = matches!(told, Some(None));
-        let parts = match told.flatten() {
+            .and_then(|probes| told(probes, wants, tell));
+        let is_not_told = told.is_none();
+        let parts = match told {
             Some(part) => vec![part],
             None => procfs::sockets_by_part(self.threads, |part, process, descriptor| {
                 if wants(part, descriptor.inode) {
@@ -177,7 +177,7 @@ impl Holders {
                 }
             })?,
         };
-        self.is_not_told |= is_not_told;
+        self.is_not_told = is_not_told;
         let mut found = HashSet::new();
         // By inode, whether its connection is over.
         let mut asked: HashMap<u32, bool> = HashMap::new();

@@ -289,7 +289,7 @@ impl Live {
             hz: clock::hz(),
             netns: netns::own_inode().unwrap_or(0),
             transitions: self.probes.is_some(),
-            private_pids: procfs::has_private_pids(),
+            private_pids: self.own_pid.is_none(),
             stacks: self.stacks.is_some(),
             time_wait: self.time_wait_probes(),
             accept: self
@@ -577,7 +577,7 @@ impl Live {
 
     /// Looks at what exists. Returns what could not be looked at.
     fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
-        let probes = self.probes.as_mut();
+        let probes = self.probes.as_mut().filter(|_| self.own_pid.is_some());
         let looked = self.looks.look(scope, probes, &mut |event| {
             if let Event::Socket(row) = event {
                 self.cgroups.resolve(row.cgroup, each);
@@ -638,27 +638,22 @@ impl Live {
 
 #[cfg(test)]
 mod tests {
+    use tcptrace_ebpf::{Flags, Kind};
+    use zerocopy::{FromZeros as _, IntoBytes as _};
+
     use super::*;
     use crate::event::Transition;
 
     #[test]
     fn tcptrace_itself_calls_nothing() {
-        let record = tcptrace_ebpf::Transition {
-            header: tcptrace_ebpf::Header {
-                pid: 7,
-                flags: tcptrace_ebpf::Flags::OWNED,
-                kind: tcptrace_ebpf::Kind::Transition as u8,
-                family: 2,
-                ..tcptrace_ebpf::Header::ZERO
-            },
-            error: 0,
-            stale_port: 0,
-            old: State::Established as u8,
-            new: State::FinWait1 as u8,
-            shutdown: 0,
-            reserved: 0,
-        };
-        let event = event::decode(zerocopy::IntoBytes::as_bytes(&record)).unwrap();
+        let mut record = tcptrace_ebpf::Transition::new_zeroed();
+        record.header.pid = 7;
+        record.header.flags = Flags::OWNED;
+        record.header.kind = Kind::Transition as u8;
+        record.header.family = 2;
+        record.old = State::Established as u8;
+        record.new = State::FinWait1 as u8;
+        let event = event::decode(record.as_bytes()).unwrap();
         for (own_pid, called) in [(Some(7), false), (Some(8), true), (None, true)] {
             let Event::Transition(Transition { owned, .. }) = not_called_by(own_pid, event.clone())
             else {

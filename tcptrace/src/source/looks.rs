@@ -114,7 +114,7 @@ impl Looks {
     }
 
     /// Hands on all there is to see, from the beginning of the look on, but for its end. `probes`: those that are
-    /// loaded.
+    /// loaded, where they number processes as `/proc` does.
     ///
     /// # Errors
     /// When `/proc` cannot be read.

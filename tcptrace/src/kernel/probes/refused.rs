@@ -7,7 +7,6 @@ use aya::{
     programs::{ProgramError, trace_point::TracePointError},
 };
 
-use super::object::OPEN_FILES;
 use crate::json::Errno;
 
 /// What the kernel did not take, or does not have.
@@ -128,14 +127,6 @@ impl Refused {
                 name: name.to_owned(),
                 cause: Cause::of(error),
             },
-        }
-    }
-
-    /// Of a walk of all open files that came to no end.
-    pub(super) fn walk(error: &io::Error) -> Self {
-        Self::Program {
-            name: OPEN_FILES.to_owned(),
-            cause: Cause::from(error),
         }
     }
 
