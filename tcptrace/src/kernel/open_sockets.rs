@@ -1,10 +1,10 @@
 //! Who holds which TCP socket, told by the kernel, which walks all open files itself (`iter/task_file`): a fraction of
 //! the work of reading `/proc`.
 
-use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
 
+use hashbrown::HashMap;
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use tcptrace_ebpf::OpenSocket;
@@ -133,6 +133,14 @@ mod tests {
         }
     }
 
+    /// The same by a descriptor that nobody has.
+    fn closed(open: OpenSocket) -> OpenSocket {
+        OpenSocket {
+            fd: 1_000_000,
+            ..open
+        }
+    }
+
     fn descriptor(open: OpenSocket) -> (u32, Descriptor) {
         let OpenSocket {
             inode,
@@ -163,8 +171,7 @@ mod tests {
         let elsewhere = OpenSocket {
             pid: parent,
             tid: parent,
-            fd: 1_000_000,
-            ..open
+            ..closed(open)
         };
         let ended = OpenSocket {
             pid: u32::MAX,
@@ -183,10 +190,7 @@ mod tests {
     fn the_first_open_descriptor_vouches_for_the_process() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let open = open(&socket);
-        let closed = OpenSocket {
-            fd: 1_000_000,
-            ..open
-        };
+        let closed = closed(open);
         assert_eq!(
             found(&[closed, open, closed]),
             [descriptor(open), descriptor(closed)]
@@ -225,10 +229,7 @@ mod tests {
     fn each_read_has_to_be_vouched_for() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let open = open(&socket);
-        let closed = OpenSocket {
-            fd: 1_000_000,
-            ..open
-        };
+        let closed = closed(open);
         let reads = vec![
             Ok([closed, open].as_bytes().to_vec()),
             Ok([closed].as_bytes().to_vec()),
