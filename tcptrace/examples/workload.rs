@@ -111,7 +111,7 @@ fn timed(work: impl FnOnce() -> u64) -> String {
 fn holders() -> String {
     let settings = Settings {
         config: Config::ALL,
-        buffer: 4096,
+        buffer: Some(4096),
         time_wait: false,
         accept: false,
         only: None,

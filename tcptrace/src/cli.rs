@@ -289,9 +289,12 @@ pub(crate) struct LiveOptions {
     /// End after this time: 30s, 5m, 1h
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) duration: Option<Duration>,
-    /// Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds
-    /// 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack
-    /// takes 9 KiB [default: 8M; 64M with --stacks]
+    /// Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G [default: 4M for each CPU]
+    ///
+    /// The default is 4 MiB for each CPU, from 8 to 64 MiB, but at most a 128th of the memory that tcptrace may use; with
+    /// --stacks eight times that, since a stack takes 9 KiB. 8 MiB hold 70,000 events: more than come in the 20 ms
+    /// that tcptrace sleeps at most, at three million a second. A larger buffer loses nothing for longer when tcptrace gets no
+    /// CPU, or when its output is not taken.
     #[arg(long, value_name = "SIZE", value_parser = parse_buffer)]
     pub(crate) buffer: Option<u32>,
     /// How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none;
@@ -565,11 +568,7 @@ mod tests {
     #[test]
     fn buffers_are_powers_of_two() {
         assert_eq!(parse_buffer("4K"), Ok(4096));
-        assert_eq!(
-            parse_buffer("8M"),
-            Ok(probes::DEFAULT_BUFFER),
-            "the default value"
-        );
+        assert_eq!(parse_buffer("8M"), Ok(probes::LEAST_BUFFER));
         assert_eq!(parse_buffer("1g"), Ok(1 << 30));
         for wrong in ["", "0", "1K", "5M", "2G", "M", "8X", "99999999999999999999"] {
             assert!(parse_buffer(wrong).is_err(), "{wrong}");

@@ -96,16 +96,27 @@ impl Program {
     /// When the kernel does not let a signal or an end be read, which should not happen.
     pub async fn ended(&mut self) -> io::Result<ExitStatus> {
         loop {
-            // Before ends, so that what came while the program lived is not for us.
-            while let Some(info) = self.signals.next()? {
-                self.handle(&info)?;
-            }
-            self.reap()?;
-            if let Some(status) = self.ended {
+            if let Some(status) = self.attend()? {
                 return Ok(status);
             }
             self.signals.ready().await?;
         }
+    }
+
+    /// Whether the program has ended; hands on signals that have come. An error counts as its end:
+    /// [`ended`](Self::ended) has it again.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.attend(), Ok(None))
+    }
+
+    /// Hands on signals that have come, and takes notice of ends. Returns how the program ended, if it has.
+    fn attend(&mut self) -> io::Result<Option<ExitStatus>> {
+        // Before ends, so that what came while the program lived is not for us.
+        while let Some(info) = self.signals.next()? {
+            self.handle(&info)?;
+        }
+        self.reap()?;
+        Ok(self.ended)
     }
 
     /// Passes a signal on, unless the program has got it as well.

@@ -8,7 +8,7 @@ use crate::{
         capabilities::{self, Capabilities, Capability},
         clock,
         probes::{
-            DEFAULT_BUFFER, Refused, TriedProbes, Variants,
+            LEAST_BUFFER, Refused, TriedProbes, Variants,
             explain::{self, OLDEST},
         },
         system::{Lockdown, System},
@@ -203,7 +203,7 @@ fn locked_memory(system: &System) -> Option<Check> {
     if !system.is_before(5, 11) {
         return None;
     }
-    let needed = u64::from(DEFAULT_BUFFER) * 2;
+    let needed = u64::from(LEAST_BUFFER) * 2;
     Some(match system.locked_memory {
         Some(limit) if limit < needed => Check::bad(
             NAME,
@@ -224,9 +224,9 @@ fn ring_buffer(facts: &Facts) -> Check {
     const NAME: &str = "ring_buffer";
     let mebibytes = |bytes: u32| f64::from(bytes) / f64::from(1 << 20);
     match facts.tried.buffer {
-        Ok(DEFAULT_BUFFER) => Check::ok(
+        Ok(size) if size == facts.tried.wanted_buffer => Check::ok(
             NAME,
-            format!("{} MiB, the default, can be had", mebibytes(DEFAULT_BUFFER)),
+            format!("{} MiB, the default, can be had", mebibytes(size)),
         ),
         Ok(size) => Check::bad(
             NAME,
@@ -234,7 +234,7 @@ fn ring_buffer(facts: &Facts) -> Check {
             Reason::new(
                 format_args!(
                     "no memory for {} MiB, the default; {} MiB can be had",
-                    mebibytes(DEFAULT_BUFFER),
+                    mebibytes(facts.tried.wanted_buffer),
                     mebibytes(size)
                 ),
                 format!("--buffer {}K, or more memory for this cgroup", size / 1024),

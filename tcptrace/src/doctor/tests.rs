@@ -7,7 +7,7 @@ use crate::{
     kernel::{
         capabilities::{Capabilities, Capability},
         netns,
-        probes::{Cause, DEFAULT_BUFFER, Refused, Symbols, Tried, TriedProbes, Variants},
+        probes::{Cause, LEAST_BUFFER, Refused, Symbols, Tried, TriedProbes, Variants},
         procfs::{Hidden, Unseen},
         system::{Lockdown, System},
     },
@@ -32,7 +32,8 @@ fn fine() -> Facts {
         system: System::permissive(),
         tried: Tried {
             types: Ok(Vec::new()),
-            buffer: Ok(DEFAULT_BUFFER),
+            wanted_buffer: LEAST_BUFFER,
+            buffer: Ok(LEAST_BUFFER),
             probes: Some(TriedProbes {
                 transitions: Ok(()),
                 time_wait: works(),
@@ -168,6 +169,7 @@ fn machines() -> Vec<(&'static str, Facts)> {
 fn without_btf(refused: Refused) -> Facts {
     let mut facts = fine();
     facts.tried = Tried {
+        wanted_buffer: LEAST_BUFFER,
         types: Err(refused.clone()),
         buffer: Err(refused),
         probes: None,

@@ -6,11 +6,11 @@ mod refused;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::LazyCell, fs, fs::File, io, os::unix::fs::MetadataExt as _, process};
+use std::{cell::LazyCell, fs, fs::File, io, os::unix::fs::MetadataExt as _, process, thread};
 
 use aya::{
     Ebpf,
-    maps::{MapData, RingBuf},
+    maps::{MapData, PerCpuArray},
 };
 use tcptrace_ebpf::{Config, Counter, Field, FieldSpec};
 
@@ -19,22 +19,46 @@ pub use self::{
     object::Symbols,
     refused::{Cause, Refused},
 };
-use super::{open_sockets, system::System};
+use super::{memory, open_sockets, ring::Ring, system::System};
 use crate::{event::Probes as Kind, reason::Reason};
 
-/// Size of the ring buffer where nothing else is asked for, bytes.
-pub const DEFAULT_BUFFER: u32 = 8 << 20;
+/// The smallest ring buffer that is chosen, if memory allows it, bytes: 70,000 transitions. That is 20 ms, the longest
+/// that the reader sleeps, at 3.5 million a second.
+pub const LEAST_BUFFER: u32 = 8 << 20;
+/// The largest one that is chosen, bytes.
+const MOST_BUFFER: u64 = 64 << 20;
+/// What each CPU adds, bytes: each makes records while the reader has one CPU at most.
+const BUFFER_PER_CPU: u64 = 4 << 20;
+/// The part of the memory that a chosen ring buffer takes at most.
+const BUFFER_SHARE: u64 = 128;
+/// How many times larger the ring buffer is with stacks, each of which takes 9 KiB.
+const STACKS_FACTOR: u32 = 8;
 
-/// The same with stacks: seven thousand of them, or 350,000 a second.
-pub const STACKS_BUFFER: u32 = 64 << 20;
+/// The size of the ring buffer where none is asked for, bytes: 4 MiB for each CPU, from 8 to 64 MiB, but no more than a
+/// 128th of the memory; with stacks eight times that.
+#[must_use]
+pub fn default_buffer(cpus: usize, memory: u64, stacks: bool) -> u32 {
+    let wanted = (cpus as u64).saturating_mul(BUFFER_PER_CPU);
+    let wanted = wanted.clamp(u64::from(LEAST_BUFFER), MOST_BUFFER);
+    let size = wanted.min(memory / BUFFER_SHARE).max(1 << 16);
+    // A power of two, as the kernel asks for. No more than `MOST_BUFFER`, so it fits.
+    let size = 1_u32 << size.ilog2();
+    if stacks { size * STACKS_FACTOR } else { size }
+}
+
+/// The [default](default_buffer) on this machine.
+fn own_buffer(stacks: bool) -> u32 {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    default_buffer(cpus, memory::available(), stacks)
+}
 
 /// What to load.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// What the probes select; times and addresses in it are filled in here.
     pub config: Config,
-    /// Size of the ring buffer, bytes: a power of two, and whole pages.
-    pub buffer: u32,
+    /// Size of the ring buffer, bytes: a power of two, and whole pages. `None`: [what suits](default_buffer).
+    pub buffer: Option<u32>,
     /// Whether TIME_WAIT is of interest.
     pub time_wait: bool,
     /// Whether it is of interest who accepts. Where only tracepoints tell, following `accept()` costs every
@@ -102,12 +126,44 @@ const STACKS: [Field; 4] = [
 /// The probes while they are attached. Dropping it takes them away.
 pub struct Probes {
     object: Object,
+    /// Where the records come out, until it is [taken](Self::take_records).
+    records: Option<Records>,
     /// How TIME_WAIT is followed.
     pub time_wait: Kind,
     /// How `accept()` is followed.
     pub accept: Kind,
     /// What does not work on this kernel, and why.
     pub degraded: Vec<Reason>,
+}
+
+/// The records that the probes write, and counts of those that they could not.
+pub struct Records {
+    /// What was written.
+    pub ring: Ring,
+    counters: PerCpuArray<MapData, u64>,
+    /// Number of this process's descriptor of each attached program.
+    programs: Vec<i32>,
+}
+
+impl Records {
+    /// A counter's sum over all CPUs; 0 if it cannot be read.
+    #[must_use]
+    pub fn count(&self, counter: Counter) -> u64 {
+        let values = self.counters.get(&(counter as u32), 0);
+        values.map_or(0, |values| values.iter().sum())
+    }
+
+    /// How many times a probe did not run because it had interrupted itself on the same CPU.
+    ///
+    /// The kernel counts them (`recursion_misses`, since 5.12) and shows them in the program's fdinfo.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        self.programs
+            .iter()
+            .filter_map(|fd| fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok())
+            .filter_map(|text| recursion_misses(&text))
+            .sum()
+    }
 }
 
 /// How something is followed that can be followed in two ways, and why not in a better one.
@@ -138,7 +194,7 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
         return Err(explain::no_stack_field(field));
     }
     let mut degraded = explain::fields(&types.missing);
-    let mut object = Object::open(types, settings).map_err(no_transitions)?;
+    let (mut object, output) = Object::open(types, settings).map_err(no_transitions)?;
     let mut time_wait = Kind::None;
     if settings.time_wait {
         // Before the transitions: the record of a timewait socket has to come before its socket's end.
@@ -167,6 +223,11 @@ pub fn load(settings: &Settings) -> Result<Probes, Reason> {
         }
     })?;
     Ok(Probes {
+        records: Some(Records {
+            ring: output.ring,
+            counters: output.counters,
+            programs: object.programs.clone(),
+        }),
         object,
         time_wait,
         accept,
@@ -196,28 +257,12 @@ fn is_wanted(only: Option<Kind>, kind: Kind) -> bool {
 }
 
 impl Probes {
-    /// Where the records come out.
-    pub const fn records(&mut self) -> &mut RingBuf<MapData> {
-        &mut self.object.records
-    }
-
-    /// A counter's sum over all CPUs; 0 if it cannot be read.
-    #[must_use]
-    pub fn count(&self, counter: Counter) -> u64 {
-        let values = self.object.counters.get(&(counter as u32), 0);
-        values.map_or(0, |values| values.iter().sum())
-    }
-
-    /// How many times a probe did not run because it had interrupted itself on the same CPU.
+    /// The records, for whoever reads them: once.
     ///
-    /// The kernel counts them (`recursion_misses`, since 5.12) and shows them in the program's fdinfo.
-    #[must_use]
-    pub fn missed(&self) -> u64 {
-        let programs = self.object.programs.iter();
-        programs
-            .filter_map(|fd| fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok())
-            .filter_map(|text| recursion_misses(&text))
-            .sum()
+    /// # Panics
+    /// The second time.
+    pub fn take_records(&mut self) -> Records {
+        self.records.take().expect("taken once")
     }
 
     /// Begins a walk of all open files, for [`open_sockets::sockets`] to read. It numbers
@@ -249,7 +294,9 @@ fn recursion_misses(fdinfo: &str) -> Option<u64> {
 pub struct Tried {
     /// Optional fields that this kernel does not have; or why its types cannot be used.
     pub types: Result<Vec<&'static FieldSpec>, Refused>,
-    /// The largest ring buffer there was room for, up to [`DEFAULT_BUFFER`], bytes; or why there is none.
+    /// The size of the ring buffer that [suits](default_buffer), bytes.
+    pub wanted_buffer: u32,
+    /// The largest one up to that for which there was room, bytes; or why there is none.
     pub buffer: Result<u32, Refused>,
     /// What of the rest was tried: all, if there was a ring buffer.
     pub probes: Option<TriedProbes>,
@@ -313,23 +360,26 @@ pub fn try_all() -> Tried {
         Ok(types) => Ok(types.missing.clone()),
         Err(refused) => Err(refused.clone()),
     };
+    let wanted_buffer = own_buffer(false);
     let mut settings = Settings {
         config: Config::ALL,
-        buffer: DEFAULT_BUFFER,
+        buffer: Some(wanted_buffer),
         time_wait: true,
         accept: true,
         only: None,
         log: false,
     };
+    let mut buffer = wanted_buffer;
     let mut object = types.and_then(|types| Object::open(types, &settings));
     while let Err(Refused::Map(cause)) = &object
         && cause.errno == Some(libc::ENOMEM)
-        && settings.buffer > 4096
+        && buffer > 4096
     {
-        settings.buffer /= 2;
+        buffer /= 2;
+        settings.buffer = Some(buffer);
         object = Types::read().and_then(|types| Object::open(types, &settings));
     }
-    let probes = object.as_mut().ok().map(|object| {
+    let probes = object.as_mut().ok().map(|(object, _)| {
         let transitions = object.attach_transitions();
         object.detach_transitions();
         let time_wait =
@@ -352,7 +402,8 @@ pub fn try_all() -> Tried {
     });
     Tried {
         types: missing,
-        buffer: object.map(|_| settings.buffer),
+        wanted_buffer,
+        buffer: object.map(|_| buffer),
         probes,
     }
 }

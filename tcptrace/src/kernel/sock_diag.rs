@@ -177,43 +177,97 @@ impl Diag {
     ///
     /// See [`Error`]. After [`Error::Socket`] this `Diag` should be dropped: its answer may be
     /// half read.
-    pub fn dump(&mut self, query: Query, each: impl FnMut(&Entry)) -> Result<Completeness, Error> {
-        self.ask(TCPDIAG_GETSOCK, query, each)
-    }
-
-    fn ask(
+    pub fn dump(
         &mut self,
-        kind: u16,
         query: Query,
         mut each: impl FnMut(&Entry),
     ) -> Result<Completeness, Error> {
+        let mut dump = self.begin(query)?;
+        while dump.next(&mut each)? {}
+        dump.end()
+    }
+
+    /// Asks for every TCP socket that `query` wants, to be read message by message.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Socket`].
+    pub fn begin(&mut self, query: Query) -> Result<Dump<'_>, Error> {
+        self.ask(TCPDIAG_GETSOCK, query)
+    }
+
+    fn ask(&mut self, kind: u16, query: Query) -> Result<Dump<'_>, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = request(kind, query, self.sequence);
-        let mut began = clock::boot_ns();
+        let began = clock::boot_ns();
         self.socket
             .send(request.as_bytes(), 0)
             .map_err(Error::Socket)?;
-        let mut answer = Answer::new(self.sequence);
-        // The kernel writes the first datagram while it is asked, and the next one while it hands one over
-        // (`netlink_dump()`). What is done with the entries takes time, which is not theirs.
-        let mut written = clock::boot_ns();
-        while !answer.done {
-            answer.written = written;
-            answer.within = written.saturating_sub(began);
-            began = clock::boot_ns();
-            let length = match self.socket.recv(&mut &mut self.buffer[..], libc::MSG_TRUNC) {
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Error::Socket(error)),
-            };
-            written = clock::boot_ns();
-            let Some(datagram) = self.buffer.get(..length) else {
-                let error = format!("a message of {length} bytes was cut at {BUFFER}");
-                return Err(Error::Socket(io::Error::other(error)));
-            };
-            answer.read(datagram, &mut each);
+        Ok(Dump {
+            answer: Answer::new(self.sequence),
+            began,
+            // The kernel writes the first datagram while it is asked, and the next one while it hands one over
+            // (`netlink_dump()`). What is done with the entries takes time, which is not theirs.
+            written: clock::boot_ns(),
+            diag: self,
+        })
+    }
+}
+
+/// A dump that goes on. What is left of it unread, the next one ignores.
+#[derive(Debug)]
+pub struct Dump<'a> {
+    diag: &'a mut Diag,
+    answer: Answer,
+    /// When the kernel began to write the next datagram at the earliest, boot time nanoseconds.
+    began: u64,
+    /// When it had written it.
+    written: u64,
+}
+
+impl Dump<'_> {
+    /// Hands the sockets of the next message to `each`. Returns whether there may be more. With one message, the kernel
+    /// already gathers what the next will hold.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Socket`]; [`Error`] of the whole only comes from [`end`](Self::end).
+    pub fn next(&mut self, mut each: impl FnMut(&Entry)) -> Result<bool, Error> {
+        let Self {
+            diag,
+            answer,
+            began,
+            written,
+        } = self;
+        if answer.done {
+            return Ok(false);
         }
-        answer.end()
+        answer.written = *written;
+        answer.within = written.saturating_sub(*began);
+        let length = loop {
+            *began = clock::boot_ns();
+            match diag.socket.recv(&mut &mut diag.buffer[..], libc::MSG_TRUNC) {
+                Ok(length) => break length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::Socket(error)),
+            }
+        };
+        *written = clock::boot_ns();
+        let Some(datagram) = diag.buffer.get(..length) else {
+            let error = format!("a message of {length} bytes was cut at {BUFFER}");
+            return Err(Error::Socket(io::Error::other(error)));
+        };
+        answer.read(datagram, &mut each);
+        Ok(!answer.done)
+    }
+
+    /// What the dump is worth, once [`next`](Self::next) has come to its end.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn end(&self) -> Result<Completeness, Error> {
+        self.answer.end()
     }
 }
 

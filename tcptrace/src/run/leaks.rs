@@ -5,7 +5,10 @@ use std::{process::ExitStatus, time::Duration};
 use anyhow::{Result, bail};
 use tcptrace_ebpf::State;
 
-use super::{options, show, watch};
+use super::{
+    STDOUT, options, replay,
+    watch::{self, watch},
+};
 use crate::{
     cli::{Format, Leaks},
     command,
@@ -75,7 +78,7 @@ pub(super) fn run(args: Leaks) -> Result<u8> {
         tracing => tracing,
     };
     if args.stacks {
-        options.tracing.take_stacks(args.common.live.buffer);
+        options.tracing.take_stacks();
     }
     options.piles = Some(Piles {
         states,
@@ -86,21 +89,27 @@ pub(super) fn run(args: Leaks) -> Result<u8> {
         tree: runs,
         only_last: args.once,
     });
-    let out = match &args.report {
-        Some(path) => Output::file(path)?,
-        None if runs => Output::stderr(),
-        None => Output::stdout(args.common.no_color),
+    let (mut out, name) = match &args.report {
+        Some(path) => (
+            Output::file(path)?,
+            format!("the report {}", path.display()),
+        ),
+        None if runs => (Output::stderr(), "standard error".to_owned()),
+        None => (Output::stdout(args.common.no_color), STDOUT.to_owned()),
     };
-    let format = args.common.output;
-    let (status, has_leak) = match format {
+    let output = args.common.from.is_none().then(|| watch::Output {
+        queue: out.queued(),
+        name: name.into(),
+    });
+    let (status, has_leak) = match args.common.output {
         Format::Json => {
             let mut view = Json::new(out, view_options);
-            let status = go(&args, options, selection, &mut view)?;
+            let status = go(&args, options, selection, &mut view, output)?;
             (status, view.has_leak())
         }
         Format::Text => {
             let mut view = Text::new(out, view_options);
-            let status = go(&args, options, selection, &mut view)?;
+            let status = go(&args, options, selection, &mut view, output)?;
             (status, view.has_leak())
         }
     };
@@ -116,10 +125,14 @@ fn go(
     options: source::Options,
     selection: Selection,
     view: &mut impl View,
+    output: Option<watch::Output>,
 ) -> Result<Option<ExitStatus>> {
-    if args.command.is_empty() {
-        show(&args.common, options, selection, view)?;
-        return Ok(None);
+    match (&args.common.from, output) {
+        (None, Some(output)) => {
+            let live = &args.common.live;
+            watch(live, options, &args.command, selection, view, output)
+        }
+        (Some(path), _) => replay(path, selection, view).map(|()| None),
+        (None, None) => unreachable!("live output has a queue"),
     }
-    watch(&args.common.live, options, &args.command, selection, view)
 }

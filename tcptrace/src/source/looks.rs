@@ -1,17 +1,14 @@
 //! Looks at what exists: sockets from `sock_diag`, [their holders](super::holders), and the count of TIME_WAITs
 //! that were skipped.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-    thread::available_parallelism,
-};
+use std::{collections::HashSet, io, ops::ControlFlow, rc::Rc, thread::available_parallelism};
 
 use tcptrace_ebpf::State;
 
 use super::{
-    Piles,
+    Piles, Sink,
     holders::{Holders, Sockets},
+    live::Pump,
 };
 use crate::{
     event::{Detail, Event, Look, Row, Scope, States},
@@ -19,15 +16,12 @@ use crate::{
         capabilities::Capabilities,
         clock,
         netns::{self, Namespaces},
-        netstat::TcpExt,
         probes::Probes,
         sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Query, Timer},
     },
     reason::Reason,
 };
 
-/// A namespace of which no orphan was heard for so long has none: every look that shows one counts.
-const ORPHAN_NS: u64 = 70_000_000_000;
 /// How often, at most, a look is repeated because another process ran during it.
 const PRECISE_LOOKS: u32 = 5;
 
@@ -44,17 +38,7 @@ pub(super) struct Looks {
     /// Namespaces in which the last look showed that something has piled up.
     piled: HashSet<u32>,
     holders: Holders,
-    namespaces: Option<Namespaces>,
-    /// Namespaces with timewait sockets in FIN_WAIT2, and when the last was heard of: where a look at
-    /// TIME_WAIT may tell something.
-    orphans: HashMap<u32, u64>,
-    /// Those sockets, by cookie; whether a look has shown them in TIME_WAIT. The tracker may want to see that
-    /// twice.
-    waiting: HashMap<u64, bool>,
-    /// When `TCPTimeWaitOverflow` was last read, by namespace.
-    overflow_read: HashMap<u32, u64>,
-    /// It was read once for every namespace that there was.
-    begun: bool,
+    namespaces: Option<Rc<Namespaces>>,
 }
 
 /// What a look is worth.
@@ -84,22 +68,12 @@ impl Looks {
             holders: Holders::new(piles.is_some_and(|piles| piles.tree), threads),
             piled: HashSet::new(),
             namespaces: None,
-            orphans: HashMap::new(),
-            waiting: HashMap::new(),
-            overflow_read: HashMap::new(),
-            begun: false,
         }
     }
 
-    /// A timewait socket waits in FIN_WAIT2 in this namespace.
-    pub(super) fn orphan(&mut self, netns: u32, cookie: u64, time: u64) {
-        self.orphans.insert(netns, time);
-        self.waiting.insert(cookie, false);
-    }
-
-    /// It does not any more.
-    pub(super) fn settled(&mut self, cookie: u64) {
-        self.waiting.remove(&cookie);
+    /// The namespaces that the last look found.
+    pub(super) fn namespaces(&self) -> Option<Rc<Namespaces>> {
+        self.namespaces.clone()
     }
 
     /// Whether the last look showed that something has piled up.
@@ -113,8 +87,8 @@ impl Looks {
         self.holders.may_have_finished()
     }
 
-    /// Hands on all there is to see, from the beginning of the look on, but for its end. `probes`: those that are
-    /// loaded, where they number processes as `/proc` does.
+    /// Emits all there is to see, from the beginning of the look on, but for its end. `probes`: those that are
+    /// loaded, where they number processes as `/proc` does. Breaks off where the pump says so.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
@@ -122,27 +96,27 @@ impl Looks {
         &mut self,
         scope: Scope,
         probes: Option<&mut Probes>,
-        each: &mut impl FnMut(&Event),
-    ) -> io::Result<Looked> {
+        pump: &mut Pump<'_, impl Sink>,
+    ) -> io::Result<ControlFlow<(), Looked>> {
         // The first of two is told of only as far as the second needs it.
         let silent = self.only_last && self.namespaces.is_none();
         let time = clock::boot_ns();
-        each(&Event::Look(Look {
+        pump.emit(&Event::Look(Look {
             time,
             scope: match self.piles {
                 Some(piles) if self.only_last => Scope::States(piles),
                 _ => scope,
             },
         }));
-        self.orphans
-            .retain(|_, last| time.saturating_sub(*last) < ORPHAN_NS);
+        let orphans = &mut pump.reader.orphans;
+        orphans.forget_old(time);
         let everywhere = scope != Scope::Orphans;
         let known = self.namespaces.take_if(|known| {
-            !everywhere && self.orphans.keys().all(|inode| known.get(*inode).is_some())
+            !everywhere && orphans.namespaces().all(|inode| known.get(inode).is_some())
         });
         let namespaces = match known {
             Some(known) => known,
-            None => Namespaces::discover()?,
+            None => Rc::new(Namespaces::discover()?),
         };
         self.piled.retain(|inode| namespaces.get(*inode).is_some());
         let mut looked = Looked {
@@ -153,6 +127,7 @@ impl Looks {
             unseen: Vec::new(),
             failed: false,
         };
+        self.namespaces = Some(Rc::clone(&namespaces));
         let mut closed = Vec::new();
         let mut sockets = Sockets::default();
         let (piles, traced) = (self.piles.unwrap_or_default(), self.traced);
@@ -164,23 +139,47 @@ impl Looks {
         let unlisted = scope == Scope::All && piles.contains(State::CloseWait);
         for namespace in namespaces.iter() {
             let inode = namespace.inode();
-            if self.is_wanted(inode) && (everywhere || self.orphans.contains_key(&inode)) {
-                self.dump(namespace, scope, &mut looked, &mut closed, &mut |row| {
-                    sockets.add(&row, piles, traced && scope == Scope::All);
-                    if told & row.state.bit() != 0 {
-                        each(&Event::Socket(row));
-                    }
-                });
-            } else if unlisted {
-                list(namespace, &mut sockets);
+            if self.is_wanted(inode) && (everywhere || pump.reader.orphans.are_in(inode)) {
+                let dumped = self.dump(
+                    namespace,
+                    scope,
+                    &mut looked,
+                    &mut closed,
+                    pump,
+                    &mut |pump, row| {
+                        sockets.add(&row, piles, traced && scope == Scope::All);
+                        if told & row.state.bit() != 0 {
+                            pump.emit(&Event::Socket(row));
+                        }
+                    },
+                );
+                if dumped.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            } else if unlisted && list(namespace, &mut sockets, pump).is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
         looked.unseen.extend(netns::reasons(&closed));
         let all_held = match scope {
             Scope::All | Scope::States(_) => {
+                if pump.pause_now().is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
                 let unseen = &mut looked.unseen;
-                self.holders
-                    .look(sockets, unlisted, silent, probes, unseen, each)?
+                let mut go_on = ControlFlow::Continue(());
+                let emit = &mut |event: &Event| {
+                    pump.emit(event);
+                    if pump.is_due() && go_on.is_continue() {
+                        go_on = pump.pause_now();
+                    }
+                };
+                let holders = &mut self.holders;
+                let all_held = holders.look(sockets, unlisted, silent, probes, unseen, emit)?;
+                if go_on.is_break() {
+                    return Ok(go_on.map_continue(|()| looked));
+                }
+                all_held
             }
             Scope::TimeWait | Scope::Orphans => true,
         };
@@ -190,28 +189,32 @@ impl Looks {
             let reasons = unseen.reasons(Capabilities::of_self());
             looked.unseen.extend(reasons);
         }
-        self.namespaces = Some(namespaces);
-        Ok(looked)
+        Ok(ControlFlow::Continue(looked))
     }
 
     /// Hands on the sockets of one namespace; one that cannot be looked into goes to `closed`.
-    fn dump(
+    fn dump<S: Sink>(
         &mut self,
         namespace: &netns::Namespace,
         scope: Scope,
         looked: &mut Looked,
         closed: &mut Vec<netns::Error>,
-        each: &mut impl FnMut(Row),
-    ) {
+        pump: &mut Pump<'_, S>,
+        each: &mut impl FnMut(&mut Pump<'_, S>, Row),
+    ) -> ControlFlow<()> {
         let inode = namespace.inode();
         let had_piled = self.piled.contains(&inode);
         let mut diag = match namespace.diag() {
             Ok(diag) => diag,
             // Its sockets are gone as well.
-            Err(netns::Error::Gone { .. }) => return looked.netns.push(inode),
+            Err(netns::Error::Gone { .. }) => {
+                looked.netns.push(inode);
+                return ControlFlow::Continue(());
+            }
             Err(error) => {
                 looked.failed |= matches!(error, netns::Error::Other { .. });
-                return closed.push(error);
+                closed.push(error);
+                return ControlFlow::Continue(());
             }
         };
         let piles = self.piles.map_or(0, States::mask);
@@ -227,14 +230,17 @@ impl Looks {
                 states: others,
                 ..Query::ALL
             };
-            let waiting = (scope == Scope::Orphans).then_some(&self.waiting);
-            match precise(&mut diag, query, waiting) {
+            pump.reader.orphans.begin_scan();
+            let gathered = precise(&mut diag, query, scope == Scope::Orphans, pump);
+            let ended = pump.reader.orphans.end_scan();
+            match gathered? {
                 Ok((entries, completeness)) => {
-                    for entry in &entries {
-                        let news = self.remember(entry, inode);
+                    let lives = |entry: &&Entry| !ended.contains(&entry.cookie);
+                    for entry in entries.iter().filter(lives) {
+                        let news = pump.reader.orphans.see(entry, inode);
                         // Of orphans, only what is new: there may be very many sockets in TIME_WAIT.
                         if scope == Scope::TimeWait || news {
-                            each(row_of(entry, inode));
+                            each(pump, row_of(entry, inode));
                         }
                     }
                     if completeness == Completeness::Complete {
@@ -243,7 +249,7 @@ impl Looks {
                 }
                 Err(error) => looked.unseen.push(error.reason(inode)),
             }
-            return;
+            return pump.pause();
         }
         // What piles up comes last: what moves there meanwhile is seen twice rather than not at all. And where
         // nothing did so far, one walk through the kernel's table, which is dear whatever it finds, tells whether
@@ -261,19 +267,20 @@ impl Looks {
                 ..Query::ALL
             };
             is_piled &= !tcp_info;
-            let dumped = diag.dump(query, |entry| {
+            let mut emit = |pump: &mut Pump<'_, S>, entry: &Entry| {
                 let piles_up = piles & entry.state.bit() != 0;
                 is_piled |= piles_up;
                 // The second walk shows more of it.
                 if !piles_up || tcp_info {
-                    self.remember(entry, inode);
-                    each(row_of(entry, inode));
+                    pump.reader.orphans.see(entry, inode);
+                    each(pump, row_of(entry, inode));
                 }
-            });
-            match dumped {
-                Ok(Completeness::Complete) => {}
-                Ok(Completeness::Interrupted) => complete = false,
-                Err(error) => {
+            };
+            match paced(&mut diag, query, pump, &mut emit) {
+                ControlFlow::Break(()) => return ControlFlow::Break(()),
+                ControlFlow::Continue(Ok(Completeness::Complete)) => {}
+                ControlFlow::Continue(Ok(Completeness::Interrupted)) => complete = false,
+                ControlFlow::Continue(Err(error)) => {
                     complete = false;
                     looked.unseen.push(error.reason(inode));
                     break;
@@ -292,131 +299,113 @@ impl Looks {
         } else {
             looked.failed = true;
         }
+        ControlFlow::Continue(())
     }
 
-    /// Remembers orphans. Returns whether the entry tells something new of one.
-    fn remember(&mut self, entry: &Entry, netns: u32) -> bool {
-        if entry.is_timewait() && entry.state == State::FinWait2 {
-            self.orphans.insert(netns, entry.time);
-            return self.waiting.insert(entry.cookie, false).is_none();
-        }
-        match self.waiting.get_mut(&entry.cookie) {
-            Some(shown @ false) => {
-                *shown = true;
-                true
-            }
-            Some(true) => self.waiting.remove(&entry.cookie).is_some(),
-            None => false,
-        }
-    }
-
-    /// Reads how many TIME_WAITs were skipped so far: what came before the tracer is not its concern.
-    pub(super) fn begin_overflows(&mut self, each: &mut impl FnMut(&Event)) {
-        let known: Vec<u32> = inodes(&self.namespaces)
-            .filter(|inode| self.is_wanted(*inode))
-            .collect();
-        for inode in known {
-            self.read_overflow(inode, each);
-        }
-        self.begun = true;
-    }
-
-    /// Makes sure that the count includes what happened at `time`.
-    pub(super) fn overflow(&mut self, netns: u32, time: u64, each: &mut impl FnMut(&Event)) {
-        if self
-            .overflow_read
-            .get(&netns)
-            .is_none_or(|read| *read <= time)
-        {
-            self.read_overflow(netns, each);
-        }
-    }
-
-    fn read_overflow(&mut self, inode: u32, each: &mut impl FnMut(&Event)) {
-        let time = clock::boot_ns();
-        let first = self.overflow_read.insert(inode, time).is_none();
-        let mut counters = self.tcp_ext(inode);
-        if matches!(counters, Err(netns::Error::Gone { .. })) {
-            // Or it has come since, or is reached by another way now.
-            self.namespaces = Namespaces::discover().ok();
-            counters = self.tcp_ext(inode);
-        }
-        let Ok(counters) = counters else {
-            return;
-        };
-        // One that is newer than the tracer began to count at 0.
-        let zero = (self.begun && first).then_some(0);
-        for count in zero.into_iter().chain([counters.time_wait_overflow]) {
-            each(&Event::Overflow {
-                time,
-                netns: inode,
-                count,
-            });
-        }
-    }
-
-    fn tcp_ext(&self, inode: u32) -> Result<TcpExt, netns::Error> {
-        let namespaces = self.namespaces.as_ref();
-        namespaces
-            .and_then(|namespaces| namespaces.get(inode))
-            .ok_or(netns::Error::Gone { inode })?
-            .tcp_ext()
-    }
-
-    fn is_wanted(&self, inode: u32) -> bool {
+    /// Whether sockets of this namespace are asked for.
+    pub(super) fn is_wanted(&self, inode: u32) -> bool {
         self.wanted.is_empty() || self.wanted.contains(&inode)
+    }
+}
+
+/// Dumps what `query` asks for, and pauses between two messages of the kernel's.
+fn paced<S: Sink>(
+    diag: &mut Diag,
+    query: Query,
+    pump: &mut Pump<'_, S>,
+    each: &mut impl FnMut(&mut Pump<'_, S>, &Entry),
+) -> ControlFlow<(), Result<Completeness, sock_diag::Error>> {
+    let mut dump = match diag.begin(query) {
+        Ok(dump) => dump,
+        Err(error) => return ControlFlow::Continue(Err(error)),
+    };
+    loop {
+        // While the kernel hands over a message, it writes the next.
+        pump.mark();
+        match dump.next(|entry| each(pump, entry)) {
+            Ok(true) => pump.pause()?,
+            Ok(false) => return ControlFlow::Continue(dump.end()),
+            Err(error) => return ControlFlow::Continue(Err(error)),
+        }
     }
 }
 
 /// Which sockets of a namespace are in a table, though they were not asked for: those are not to be disturbed
 /// by asking them through a duplicate. If it cannot be looked into, they will be.
-fn list(namespace: &netns::Namespace, sockets: &mut Sockets) {
+fn list(
+    namespace: &netns::Namespace,
+    sockets: &mut Sockets,
+    pump: &mut Pump<'_, impl Sink>,
+) -> ControlFlow<()> {
     let query = Query {
         states: ALL_STATES & !State::TimeWait.bit(),
         ..Query::ALL
     };
     let Ok(mut diag) = namespace.diag() else {
-        return;
+        return ControlFlow::Continue(());
     };
     // What a dump that fails has shown is listed all the same.
-    let _ = diag.dump(query, |entry| sockets.list(entry.inode));
+    paced(&mut diag, query, pump, &mut |_, entry| {
+        sockets.list(entry.inode)
+    })
+    .map_continue(|_| ())
 }
 
-/// Timewait sockets; with `waiting`, only those in FIN_WAIT2, and those of `waiting` that have come to TIME_WAIT since.
-/// When that was is reckoned from the time of the look; so if another process ran during it, it is repeated.
-fn precise(
+/// Timewait sockets; with `only_orphans`, only those in FIN_WAIT2, and known ones that have come to TIME_WAIT since.
+/// When that was is reckoned from the time of the scan; so if another process ran during it, it is repeated.
+fn precise<S: Sink>(
     diag: &mut Diag,
     query: Query,
-    waiting: Option<&HashMap<u64, bool>>,
-) -> Result<(Vec<Entry>, Completeness), sock_diag::Error> {
+    only_orphans: bool,
+    pump: &mut Pump<'_, S>,
+) -> ControlFlow<(), Result<(Vec<Entry>, Completeness), sock_diag::Error>> {
     let jiffy = 1_000_000_000 / u64::from(clock::hz());
     let mut left = PRECISE_LOOKS;
     let mut best = u64::MAX;
     let mut found = (Vec::new(), Completeness::Interrupted);
-    while left > 0 && best > jiffy {
+    pump.mark();
+    while left > 0 && best > jiffy && (left == PRECISE_LOOKS || !pump.reader.is_filling()) {
         left -= 1;
         let (mut within, mut entries) = (0, Vec::new());
-        let completeness = diag.dump(query, |entry| {
-            let is_wanted = waiting.is_none_or(|waiting| waiting.contains_key(&entry.cookie));
-            if is_wanted && entry.state == State::TimeWait {
-                within = within.max(entry.within);
+        let mut dump = match diag.begin(query) {
+            Ok(dump) => dump,
+            Err(error) => return ControlFlow::Continue(Err(error)),
+        };
+        loop {
+            let orphans = &pump.reader.orphans;
+            let next = dump.next(|entry| {
+                let is_wanted = !only_orphans || orphans.contains(entry.cookie);
+                if is_wanted && entry.state == State::TimeWait {
+                    within = within.max(entry.within);
+                }
+                if entry.is_timewait() && (is_wanted || entry.state == State::FinWait2) {
+                    entries.push(*entry);
+                }
+            });
+            match next {
+                // A record of an orphan's end takes it off the list below; of others, what was gathered must come first.
+                Ok(true) if only_orphans => pump.pause_now()?,
+                Ok(true) => pump.pause()?,
+                Ok(false) => break,
+                Err(error) => return ControlFlow::Continue(Err(error)),
             }
-            if entry.is_timewait() && (is_wanted || entry.state == State::FinWait2) {
-                entries.push(*entry);
-            }
-        })?;
+        }
+        let completeness = match dump.end() {
+            Ok(completeness) => completeness,
+            Err(error) => return ControlFlow::Continue(Err(error)),
+        };
         if within < best {
             best = within;
             found = (entries, completeness);
         }
     }
-    Ok(found)
+    ControlFlow::Continue(Ok(found))
 }
 
-fn inodes(namespaces: &Option<Namespaces>) -> impl Iterator<Item = u32> {
+fn inodes(namespaces: &Option<Rc<Namespaces>>) -> impl Iterator<Item = u32> {
     namespaces
         .iter()
-        .flat_map(Namespaces::iter)
+        .flat_map(|namespaces| namespaces.iter())
         .map(netns::Namespace::inode)
 }
 

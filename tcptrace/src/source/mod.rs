@@ -5,7 +5,31 @@ mod file;
 mod holders;
 mod live;
 mod looks;
+mod orphans;
+mod overflows;
 mod stacks;
 
 pub use file::{Error as FileError, File};
 pub use live::{Live, Options, Piles, Tracing, Wake};
+
+use std::time::Duration;
+
+use crate::event::Event;
+
+/// Takes what a source emits.
+pub trait Sink {
+    /// Takes an event.
+    fn emit(&mut self, event: &Event);
+
+    /// Hands over the output that has gathered. It does not wait for whoever reads it.
+    fn flush(&mut self);
+
+    /// Whether there is room for the output of more events.
+    fn has_room(&self) -> bool;
+
+    /// Waits for room, but no longer than `limit`. Returns whether there is.
+    fn wait_room(&mut self, limit: Duration) -> bool;
+
+    /// Whether to come to an end: a signal has come, a program has ended, the output has failed.
+    fn is_over(&mut self) -> bool;
+}

@@ -9,18 +9,18 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuArray, RingBuf},
+    maps::{MapData, PerCpuArray},
     programs::{BtfTracePoint, FEntry, Iter, Program, ProgramError, TracePoint, links::LinkError},
 };
 use tcptrace_ebpf::{Caller, Config, FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING, TextRange};
 
 use super::{
-    Settings,
+    Settings, own_buffer,
     refused::{Cause, Refused},
 };
 use crate::{
     event::Probes as Kind,
-    kernel::{btf, clock, kallsyms, private_mount::with_tracefs},
+    kernel::{btf, clock, kallsyms, private_mount::with_tracefs, ring::Ring},
     tracker::TIME_WAIT_SECONDS,
 };
 
@@ -81,14 +81,17 @@ pub enum Symbols {
 /// The kernel side: its maps made, nothing of it attached yet. Dropping it takes everything away.
 pub(super) struct Object {
     pub(super) ebpf: Ebpf,
-    /// Where the records come out.
-    pub(super) records: RingBuf<MapData>,
-    pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) symbols: Symbols,
     /// Number of this process's fd of each attached program, to ask the kernel about it.
     pub(super) programs: Vec<i32>,
     btf: Btf,
     accept_arguments: Option<usize>,
+}
+
+/// What the probes write into.
+pub(super) struct Output {
+    pub(super) ring: Ring,
+    pub(super) counters: PerCpuArray<MapData, u64>,
 }
 
 /// `Config` as aya hands it over: bytes.
@@ -139,7 +142,7 @@ impl Types {
 
 impl Object {
     /// Makes the maps: the first thing that needs privilege.
-    pub(super) fn open(types: Types, settings: &Settings) -> Result<Self, Refused> {
+    pub(super) fn open(types: Types, settings: &Settings) -> Result<(Self, Output), Refused> {
         let mut config = settings.config;
         config.time_wait_jiffies = TIME_WAIT_SECONDS * u64::from(clock::hz());
         // It reads the kernel's types once more: time for the symbols to come.
@@ -152,26 +155,31 @@ impl Object {
         };
         let symbols = take_symbols(ranges, &mut config);
         let bytes = ConfigBytes(config);
+        let buffer = settings
+            .buffer
+            .unwrap_or_else(|| own_buffer(settings.has_stacks()));
         let level: u8 = if settings.log { 5 } else { 0 };
         let mut ebpf = loader
             .override_global("OFFSETS", &types.offsets[..], true)
             .override_global("CONFIG", &bytes, true)
             .override_global("AYA_LOG_LEVEL", &level, false)
-            .map_max_entries("RECORDS", settings.buffer)
+            .map_max_entries("RECORDS", buffer)
             .load(OBJECT)
             .map_err(|error| Refused::map(&error))?;
         // Records may come as soon as the first probe is attached; the reader is there before.
-        let records = take(&mut ebpf, "RECORDS")?;
-        let counters = take(&mut ebpf, "COUNTERS")?;
-        Ok(Self {
+        let ring = Ring::new(take(&mut ebpf, "RECORDS")?, buffer);
+        let output = Output {
+            ring: ring.map_err(|error| Refused::Map(Cause::from(&error)))?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+        };
+        let object = Self {
             ebpf,
-            records,
-            counters,
             symbols,
             programs: Vec::new(),
             btf: types.btf,
             accept_arguments: types.accept_arguments,
-        })
+        };
+        Ok((object, output))
     }
 
     /// Attaches the probe of every transition.

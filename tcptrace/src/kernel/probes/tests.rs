@@ -48,3 +48,18 @@ fn nothing_but_what_is_asked_for_is_tried() {
         assert_eq!(tried, Vec::from_iter((only != Kind::None).then_some(only)));
     }
 }
+
+#[test]
+fn the_buffer_suits_cpus_and_memory() {
+    const GIB: u64 = 1 << 30;
+    let mebibytes = |cpus, memory| default_buffer(cpus, memory, false) >> 20;
+    assert_eq!(mebibytes(1, 24 * GIB), 8);
+    assert_eq!(mebibytes(2, 24 * GIB), 8);
+    assert_eq!(mebibytes(6, 24 * GIB), 16, "a power of two");
+    assert_eq!(mebibytes(192, 1024 * GIB), 64);
+    assert_eq!(mebibytes(192, 2 * GIB), 16);
+    assert_eq!(mebibytes(2, GIB / 2), 4);
+    assert_eq!(default_buffer(2, 0, false), 1 << 16);
+    assert_eq!(default_buffer(2, 24 * GIB, true), 64 << 20);
+    assert_eq!(default_buffer(192, 1024 * GIB, true), 512 << 20);
+}

@@ -1,12 +1,18 @@
-//! What is printed: gathered, written at once.
+//! What is printed: gathered, and handed over to the sink at once, or to the [queue] in front of it.
+
+mod queue;
 
 use std::{
     fs::File,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _, Write},
+    mem,
+    os::fd::AsFd as _,
     path::Path,
 };
 
 use unicode_width::UnicodeWidthChar as _;
+
+pub use queue::{Open, QUEUE_BYTES, Queue, Unwritten};
 
 /// Where views write.
 #[derive(Default)]
@@ -30,6 +36,23 @@ enum To {
     Stdout,
     Stderr,
     File(File),
+    Queue(Queue),
+}
+
+impl To {
+    /// Opens the sink for a thread that writes.
+    fn open(self) -> Open {
+        Box::new(|| {
+            // Not through the standard library's buffer: what is queued is written as it is.
+            let file = match self {
+                Self::Stdout => io::stdout().as_fd().try_clone_to_owned()?.into(),
+                Self::Stderr => io::stderr().as_fd().try_clone_to_owned()?.into(),
+                Self::File(file) => file,
+                Self::Queue(_) => unreachable!("a queue has no queue in front of it"),
+            };
+            Ok(Box::new(file))
+        })
+    }
 }
 
 impl Output {
@@ -74,15 +97,33 @@ impl Output {
         }
     }
 
-    /// Writes what has gathered.
+    /// Output through a queue to a sink that is opened with the first of it.
+    #[must_use]
+    pub fn to_queue(queue: Queue) -> Self {
+        Self {
+            to: To::Queue(queue),
+            ..Self::default()
+        }
+    }
+
+    /// Puts a queue in front of the sink, so that a [`flush`](Self::flush) never waits for it.
+    pub fn queued(&mut self) -> Queue {
+        if let To::Queue(queue) = &self.to {
+            return queue.clone();
+        }
+        let queue = Queue::new(mem::take(&mut self.to).open());
+        self.to = To::Queue(queue.clone());
+        queue
+    }
+
+    /// Hands over what has gathered: to the sink, or to the queue in front of it.
     ///
     /// # Errors
     /// When it is not taken.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
+        self.begun |= !self.buffer.is_empty();
         match &mut self.to {
+            To::Queue(queue) => return queue.push(&mut self.buffer),
             To::Stdout => {
                 let mut out = io::stdout().lock();
                 out.write_all(&self.buffer)?;
@@ -91,7 +132,6 @@ impl Output {
             To::Stderr => io::stderr().write_all(&self.buffer)?,
             To::File(file) => file.write_all(&self.buffer)?,
         }
-        self.begun = true;
         self.buffer.clear();
         Ok(())
     }

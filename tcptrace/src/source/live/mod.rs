@@ -1,47 +1,56 @@
-//! Events from the running kernel: records from the probes, looks at what exists, and what was lost.
+//! Events from the running kernel: records from the probes, scans of what exists, and what was lost.
+//!
+//! One loop: first the records that have come are read ([`Reader`]), then whatever is due is done (losses, clocks,
+//! scans), and then it sleeps, unless the ring buffer fills up. Nothing in it goes on until something is *empty*: records
+//! are read up to where the probes had come to when the reading began, so that no load keeps it from what is due, from a
+//! signal, or from its end.
 
-use std::{
-    io,
-    os::fd::{AsFd as _, OwnedFd},
-    time::Duration,
-};
+mod pump;
+mod reader;
+mod storm;
+
+use std::{io, ops::ControlFlow, os::fd::OwnedFd, time::Duration};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tcptrace_ebpf::{Counter, State};
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 
-use super::{cgroups::KnownCgroups, looks::Looks, stacks::Stacks};
+pub(super) use self::pump::Pump;
+use self::reader::{Limits, Reader};
+use super::{Sink, cgroups::KnownCgroups, looks::Looks, stacks::Stacks};
 use crate::{
     event::{self, End, Event, Look, Lost, SCHEMA, Scope, Start, States},
     kernel::{
         clock, netns,
         probes::{self, Probes},
         procfs,
+        ring::Mark,
     },
     reason::Reason,
     select::Sockets,
     tracker::{MISSES, Needs},
 };
 
-/// A reader that has read something looks again after this time, and sleeps when it finds nothing.
+/// A reader that has read something reads again after this time at the latest, and sleeps when it finds nothing.
 /// The probes wake it only for the first record after an empty spell.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
+/// The shortest sleep: tokio's timers count milliseconds.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 /// How often losses and clocks are checked where nothing else happens. Each time is two wake-ups: tokio's timers
 /// wake once to move a timer from the slot of its second to that of its millisecond.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
-/// After losses it is looked at everything more than once: so far apart, at least.
+/// How often, at most, losses are checked while records come: that takes a few system calls.
+const LOSSES_EVERY: Duration = Duration::from_millis(20);
+/// After losses everything is scanned more than once: so far apart, at least.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often, at most, it is looked whether orphans have come to TIME_WAIT.
 const TIME_WAIT_LOOK_EVERY: Duration = Duration::from_millis(250);
-/// After so many records the others have their turn: output, losses, signals.
-const BATCH: usize = 16_384;
 /// Clocks that differ by less have not been set.
 const CLOCK_STEP_NS: i64 = 1_000_000;
-/// How many of the last timewait sockets are remembered, to tell a close that made none.
-const MADE: usize = 256;
 
 /// What to trace.
 #[derive(Clone, Debug)]
@@ -69,11 +78,9 @@ pub enum Tracing {
 
 impl Tracing {
     /// Has stacks recorded, or fails if that is not possible. (Only looked, there are none.)
-    /// `buffer`: its size, if somebody asked for one.
-    pub fn take_stacks(&mut self, buffer: Option<u32>) {
+    pub fn take_stacks(&mut self) {
         if let Self::Required(settings) | Self::Preferred(settings) = self {
             settings.take_stacks();
-            settings.buffer = buffer.unwrap_or(probes::STACKS_BUFFER);
             *self = Self::Required(settings.clone());
         }
     }
@@ -95,42 +102,34 @@ pub struct Piles {
 
 /// The running kernel.
 pub struct Live {
-    /// `None` if it is only looked.
+    /// `None` if it is only looked. Before the reader, so that they are taken away first.
     probes: Option<Probes>,
+    reader: Reader,
     ready: Option<AsyncFd<OwnedFd>>,
     degraded: Vec<Reason>,
     options: Options,
     end: Option<Instant>,
-    /// Records came in last time.
-    busy: bool,
+    /// How long to sleep before records are read again; `None` until the probes wake it.
+    sleep: Option<Duration>,
+    /// When records were last read, and up to where.
+    drained: (Instant, Option<Mark>),
     next_check: Instant,
+    /// No check of losses before this.
+    next_losses: Instant,
     /// No look at everything before this.
     next_look: Instant,
     /// How many looks at everything it still takes to make up for losses.
     looks_due: u32,
     /// This process; `None` where the probes number it otherwise.
     own_pid: Option<u32>,
-    records: u64,
-    lost: u64,
-    missed: u64,
-    /// When losses were last checked.
-    losses_checked: u64,
     boot_to_utc_ns: i64,
     boot_to_monotonic_ns: i64,
-    cgroups: KnownCgroups,
-    /// If they were asked for.
-    stacks: Option<Stacks>,
     looks: Looks,
     next_time_wait_look: Instant,
     next_pile_look: Instant,
     /// How many looks it takes to know that no socket is in the states where they pile up: 0 when so many have
     /// shown none, and no record has told of one since.
     pile_looks_due: u32,
-    /// Cookies of the last timewait sockets made.
-    made: [u64; MADE],
-    made_at: usize,
-    /// Records that could not be read; there should be none.
-    malformed: u64,
 }
 
 /// A piece of work after which to pause: looking must not become the work.
@@ -153,16 +152,6 @@ impl Stint {
         let cpu = Duration::from_nanos(clock::thread_cpu_ns() - self.cpu_ns);
         (cpu * times).max(self.began.elapsed())
     }
-}
-
-/// The event, but that this process, `own_pid`, called nothing: it has no connections. While it finds out whose a
-/// descriptor is, the kernel holds the file for it; if its process closes it in that moment, whoever lets go of it last
-/// closes the socket, and that is not who owned it.
-fn not_called_by(own_pid: Option<u32>, mut event: Event) -> Event {
-    if let Event::Transition(transition) = &mut event {
-        transition.owned &= Some(transition.task.pid) != own_pid;
-    }
-    event
 }
 
 /// Why [`Live::wait`] came back.
@@ -195,14 +184,6 @@ impl Live {
             },
             Tracing::Off => None,
         };
-        let ready = match &mut probes {
-            Some(probes) => {
-                let ring = probes.records().as_fd().try_clone_to_owned()?;
-                // SAFETY: an owned descriptor stays open, and the same, for as long as it is registered.
-                Some(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
-            }
-            None => None,
-        };
         degraded.extend(
             probes
                 .iter()
@@ -214,6 +195,24 @@ impl Live {
             Tracing::Required(settings) if settings.has_stacks() => Some(Stacks::new()?),
             _ => None,
         };
+        let own_pid = (!procfs::has_private_pids()).then(std::process::id);
+        let reader = Reader::new(
+            probes.as_mut().map(Probes::take_records),
+            own_pid,
+            probes
+                .as_ref()
+                .map_or(event::Probes::None, |probes| probes.time_wait),
+            options.piles.map(|piles| piles.states).unwrap_or_default(),
+            cgroups,
+            stacks,
+        );
+        let ready = match reader.descriptor() {
+            // SAFETY: an owned descriptor stays open, and the same, for as long as it is registered.
+            Some(ring) => {
+                Some(unsafe { AsyncFd::register_with_interest(ring?, Interest::READABLE) }?)
+            }
+            None => None,
+        };
         let now = Instant::now();
         let looks = Looks::new(
             options.sockets.netns.clone(),
@@ -221,31 +220,25 @@ impl Live {
             probes.is_some(),
         );
         Ok(Self {
-            busy: probes.is_some(),
+            sleep: probes.is_some().then_some(Duration::ZERO),
+            drained: (now, reader.mark()),
             probes,
+            reader,
             ready,
             degraded,
             next_pile_look: now + options.piles.map_or(CHECK_EVERY, |piles| piles.every),
             end: options.duration.map(|duration| now + duration),
             options,
             next_check: now + CHECK_EVERY,
+            next_losses: now,
             next_look: now,
             looks_due: 0,
-            own_pid: (!procfs::has_private_pids()).then(std::process::id),
-            records: 0,
-            lost: 0,
-            missed: 0,
-            losses_checked: 0,
+            own_pid,
             boot_to_utc_ns: clock::boot_to_utc_ns(),
             boot_to_monotonic_ns: clock::boot_to_monotonic_ns(),
-            cgroups,
-            stacks,
             looks,
             next_time_wait_look: now,
             pile_looks_due: MISSES,
-            made: [0; MADE],
-            made_at: 0,
-            malformed: 0,
         })
     }
 
@@ -266,18 +259,18 @@ impl Live {
         self.probes.as_mut().map(Probes::ebpf)
     }
 
-    /// The first events: how it is traced, and what exists already.
+    /// The first events: how it is traced, and what exists already. Returns what could not be seen.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn begin(&mut self, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
+    pub fn begin(&mut self, sink: &mut impl Sink) -> io::Result<Vec<Reason>> {
         let read = |path| {
             std::fs::read_to_string(path)
                 .unwrap_or_default()
                 .trim()
                 .into()
         };
-        each(&Event::Start(Box::new(Start {
+        sink.emit(&Event::Start(Box::new(Start {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").into(),
             time: clock::boot_ns(),
@@ -290,7 +283,7 @@ impl Live {
             netns: netns::own_inode().unwrap_or(0),
             transitions: self.probes.is_some(),
             private_pids: self.own_pid.is_none(),
-            stacks: self.stacks.is_some(),
+            stacks: self.reader.stacks.is_some(),
             time_wait: self.time_wait_probes(),
             accept: self
                 .probes
@@ -298,11 +291,29 @@ impl Live {
                 .map_or(event::Probes::None, |probes| probes.accept),
             sockets: self.options.sockets.clone(),
         })));
-        let unseen = self.look(Scope::All, each)?;
+        let limits = self.limits();
+        let unseen = match self.look(Scope::All, limits, sink)? {
+            ControlFlow::Continue(unseen) => unseen,
+            ControlFlow::Break(()) => Vec::new(),
+        };
         if self.probes.is_some() {
-            self.looks.begin_overflows(each);
+            let (looks, overflows) = (&self.looks, &mut self.reader.overflows);
+            overflows.begin(
+                looks.namespaces(),
+                |inode| looks.is_wanted(inode),
+                &mut |event| sink.emit(event),
+            );
         }
+        sink.flush();
         Ok(unseen)
+    }
+
+    /// What work breaks off for while it goes on: what is looked once is looked to the end, unless a signal comes.
+    fn limits(&self) -> Limits {
+        Limits {
+            deadline: self.end.filter(|_| self.is_traced()).map(Instant::into_std),
+            heed_stop: true,
+        }
     }
 
     fn time_wait_probes(&self) -> event::Probes {
@@ -318,8 +329,8 @@ impl Live {
             let left = tick.saturating_sub(clock::boot_ns());
             until = until.min(now + Duration::from_nanos(left));
         }
-        if self.busy {
-            until = until.min(now + DRAIN_EVERY);
+        if let Some(sleep) = self.sleep {
+            until = until.min(now + sleep);
         }
         if let Some(end) = self.end {
             until = until.min(end);
@@ -333,10 +344,10 @@ impl Live {
         if self.options.piles.is_some() {
             until = until.min(self.next_pile_look);
         }
-        let busy = self.busy;
+        let asleep = self.sleep.is_none();
         let readable = async {
             match &self.ready {
-                Some(ready) if !busy => match ready.readable().await {
+                Some(ready) if asleep => match ready.readable().await {
                     Ok(mut guard) => guard.clear_ready(),
                     // The runtime is shutting down.
                     Err(_) => std::future::pending().await,
@@ -344,9 +355,18 @@ impl Live {
                 _ => std::future::pending().await,
             }
         };
+        let due = async {
+            if self.reader.is_filling() || until <= now {
+                // Signals, and the end of a program, still have their turn.
+                yield_now().await;
+            } else {
+                sleep_until(until).await;
+            }
+        };
         tokio::select! {
+            biased;
             () = stop => return Wake::Stop,
-            () = sleep_until(until) => {}
+            () = due => {}
             () = readable => {}
         }
         if self.end.is_some_and(|end| Instant::now() >= end) {
@@ -358,7 +378,7 @@ impl Live {
 
     /// For stacks, the files of many processes are kept open: takes as many descriptors as this process may.
     pub fn raise_file_limit(&self) {
-        if self.stacks.is_some() {
+        if self.reader.stacks.is_some() {
             let limit = getrlimit(Resource::Nofile);
             // Without, frames of files that cannot be opened have no names.
             let _ = setrlimit(
@@ -375,28 +395,32 @@ impl Live {
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn work(&mut self, needs: Needs, each: &mut impl FnMut(&Event)) -> io::Result<()> {
+    pub fn work(&mut self, needs: Needs, sink: &mut impl Sink) -> io::Result<()> {
+        let limits = self.limits();
         let now = clock::boot_ns();
-        let drained = self.drain(each);
-        self.busy = drained > 0;
-        if let Some(stacks) = &mut self.stacks {
-            stacks.told(each);
+        if self.drain(&limits, sink).is_break() {
+            return Ok(());
+        }
+        if let Some(stacks) = &mut self.reader.stacks {
+            stacks.told(&mut |event| sink.emit(event));
         }
         let check = Instant::now() >= self.next_check;
-        if check || self.busy {
-            self.check_losses(each);
+        if check || (self.sleep.is_some() && Instant::now() >= self.next_losses) {
+            self.next_losses = Instant::now() + LOSSES_EVERY;
+            self.check_losses(sink);
         }
         if check {
             self.next_check = Instant::now() + CHECK_EVERY;
-            if let Some(stacks) = &mut self.stacks {
+            self.reader.forget_makers();
+            if let Some(stacks) = &mut self.reader.stacks {
                 stacks.look();
             }
-            self.check_clocks(each);
+            self.check_clocks(sink);
         }
         if self.looks_due > 0 && Instant::now() >= self.next_look {
             self.looks_due -= 1;
             let stint = Stint::begin();
-            self.look(Scope::All, each)?;
+            let _ = self.look(Scope::All, limits, sink)?;
             self.next_look = Instant::now() + stint.pause(10).max(LOOK_EVERY);
         } else if needs.time_wait_look && Instant::now() >= self.next_time_wait_look {
             let probed = self.time_wait_probes() != event::Probes::None;
@@ -406,23 +430,51 @@ impl Live {
                 Scope::TimeWait
             };
             let stint = Stint::begin();
-            self.look(scope, each)?;
+            let _ = self.look(scope, limits, sink)?;
             self.next_time_wait_look = Instant::now() + stint.pause(20).max(TIME_WAIT_LOOK_EVERY);
         }
         if let Some(piles) = self.options.piles
             && Instant::now() >= self.next_pile_look
         {
             let stint = Stint::begin();
-            self.look_at_piles(piles, needs, each)?;
+            let _ = self.look_at_piles(piles, needs, limits, sink)?;
             // Where a program is watched, looking is a good part of the work.
             let times = if piles.tree { 4 } else { 20 };
             self.next_pile_look = Instant::now() + stint.pause(times).max(piles.every);
         }
-        // With records left in the buffer, time has not come to now.
-        if drained < BATCH && (check || needs.tick_by.is_some_and(|tick| tick <= now)) {
-            each(&Event::Tick { time: now });
+        if check || needs.tick_by.is_some_and(|tick| tick <= now) {
+            sink.emit(&Event::Tick { time: now });
         }
+        sink.flush();
         Ok(())
+    }
+
+    /// Reads what has come, and decides how long to sleep after it: not until more than a quarter of the buffer is full,
+    /// at the rate at which records come.
+    fn drain(&mut self, limits: &Limits, sink: &mut impl Sink) -> ControlFlow<()> {
+        let mark = self.reader.mark();
+        let now = Instant::now();
+        let (before, until) = std::mem::replace(&mut self.drained, (now, mark));
+        let bytes = match (mark, until) {
+            (Some(mark), Some(until)) => mark.bytes_since(until),
+            _ => 0,
+        };
+        self.sleep = (bytes > 0).then(|| {
+            let quarters = bytes as f64 / self.reader.quarter().max(1) as f64;
+            let quarter = now.duration_since(before).as_secs_f64() / quarters;
+            let sleep =
+                DRAIN_EVERY.min(Duration::try_from_secs_f64(quarter).unwrap_or(DRAIN_EVERY));
+            if sleep < SHORTEST_SLEEP {
+                Duration::ZERO
+            } else {
+                sleep
+            }
+        });
+        self.reader.drain(mark, limits, sink)?;
+        if std::mem::take(&mut self.reader.has_watched) {
+            self.pile_looks_due = MISSES;
+        }
+        ControlFlow::Continue(())
     }
 
     /// The states in which sockets pile up.
@@ -438,22 +490,24 @@ impl Live {
         &mut self,
         piles: Piles,
         needs: Needs,
-        each: &mut impl FnMut(&Event),
-    ) -> io::Result<()> {
+        limits: Limits,
+        sink: &mut impl Sink,
+    ) -> io::Result<ControlFlow<()>> {
         // What has come, or was lost, may be what has piled up.
-        while self.drain(each) == BATCH {}
-        self.check_losses(each);
+        if self.drain(&limits, sink).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.check_losses(sink);
         let scope = self.pile_scope(piles, needs);
         if scope == Scope::All || self.pile_looks_due > 0 {
-            self.look(scope, each)?;
-            return Ok(());
+            return Ok(self.look(scope, limits, sink)?.map_continue(|_| ()));
         }
         // There is nothing, as a look would have found.
         let time = clock::boot_ns();
-        each(&Event::Look(Look { time, scope }));
+        sink.emit(&Event::Look(Look { time, scope }));
         let netns = Vec::new();
-        each(&Event::LookEnd { time, netns });
-        Ok(())
+        sink.emit(&Event::LookEnd { time, netns });
+        Ok(ControlFlow::Continue(()))
     }
 
     /// What to look at for what piles up: everything, if connections may be over whose sockets are still
@@ -468,122 +522,66 @@ impl Live {
         }
     }
 
-    /// The last events.
+    /// The last events. What cannot be read or scanned within `patience` is left out, and that is said; without, a scan
+    /// is made to its end.
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub fn finish(&mut self, needs: Needs, each: &mut impl FnMut(&Event)) -> io::Result<()> {
-        while self.drain(each) == BATCH {}
-        if let Some(stacks) = &mut self.stacks {
-            stacks.finish(each);
+    pub fn finish(
+        &mut self,
+        needs: Needs,
+        patience: Option<Duration>,
+        sink: &mut impl Sink,
+    ) -> io::Result<()> {
+        let limits = Limits {
+            deadline: patience.map(|patience| (Instant::now() + patience).into_std()),
+            heed_stop: false,
+        };
+        let mark = self.reader.mark();
+        if self.drain(&limits, sink).is_break() {
+            self.reader.skip(mark);
         }
-        if let Some(piles) = self.options.piles {
-            self.look_at_piles(piles, needs, each)?;
+        if let Some(stacks) = &mut self.reader.stacks {
+            stacks.finish(&mut |event| sink.emit(event));
         }
-        self.check_losses(each);
-        each(&Event::End(End {
+        if let Some(piles) = self.options.piles
+            && self.look_at_piles(piles, needs, limits, sink)?.is_break()
+        {
+            eprintln!(
+                "tcptrace: the last scan would have taken too long and was broken off; the report before stands"
+            );
+        }
+        self.check_losses(sink);
+        let unread = self.reader.tally.unread;
+        if unread > 0 {
+            let time = clock::boot_ns();
+            sink.emit(&Event::Lost(Lost {
+                time,
+                records: unread,
+                missed: 0,
+            }));
+        }
+        sink.emit(&Event::End(End {
             time: clock::boot_ns(),
-            records: self.records,
-            lost: self.lost + self.missed + self.malformed,
-            mptcp: self
-                .probes
-                .as_ref()
-                .map_or(0, |probes| probes.count(Counter::Mptcp)),
+            records: self.reader.tally.read,
+            lost: self.reader.tally.unknown(),
+            mptcp: self.reader.count(Counter::Mptcp),
         }));
         Ok(())
     }
 
-    /// Hands on what is in the ring buffer, but no more than a batch. Returns how many records.
-    fn drain(&mut self, each: &mut impl FnMut(&Event)) -> usize {
-        let mut count = 0;
-        let mut malformed = 0;
-        while count < BATCH
-            && let Some(decoded) = self.next_record(each)
-        {
-            count += 1;
-            match decoded {
-                Ok(None) => {}
-                Ok(Some(event)) => {
-                    self.before(&event, each);
-                    each(&event);
-                }
-                Err(error) => {
-                    malformed += 1;
-                    if self.malformed + malformed == 1 {
-                        eprintln!(
-                            "tcptrace: the probes wrote {error}: such records are left out and count as \
-                             lost; please report it"
-                        );
-                    }
-                }
-            }
-        }
-        self.records += count as u64 - malformed;
-        self.malformed += malformed;
-        count
-    }
-
-    /// The next event; none, if it has been handed on.
-    fn next_record(
+    /// Looks at what exists. Returns what could not be looked at; nothing, if it was broken off.
+    fn look(
         &mut self,
-        each: &mut impl FnMut(&Event),
-    ) -> Option<Result<Option<Event>, event::DecodeError>> {
-        let record = self.probes.as_mut()?.records().next()?;
-        if let Some(stacks) = &mut self.stacks
-            && Stacks::is_stack(&record)
-        {
-            return Some(stacks.take(&record, each).map(|()| None));
-        }
-        Some(event::decode(&record).map(|event| Some(not_called_by(self.own_pid, event))))
-    }
-
-    /// What has to be known before an event can be understood.
-    fn before(&mut self, event: &Event, each: &mut impl FnMut(&Event)) {
-        match event {
-            Event::Transition(transition) => {
-                self.cgroups.resolve(transition.cgroup, each);
-                if self.pile_states().contains(transition.new) {
-                    self.pile_looks_due = MISSES;
-                }
-                // A close that ought to have made a timewait socket and did not: were there too many?
-                if self.time_wait_probes() != event::Probes::None
-                    && transition.new == State::Close
-                    && matches!(transition.old, State::FinWait2 | State::Closing)
-                    && transition.error == 0
-                    && !self.made.contains(&transition.socket.cookie)
-                {
-                    // Or was the record of it lost? A check after this record was made knows.
-                    if self.losses_checked <= transition.time {
-                        self.check_losses(each);
-                    }
-                    self.looks
-                        .overflow(transition.socket.netns, transition.time, each);
-                }
-            }
-            Event::TimeWaitArmed(record) => {
-                self.made[self.made_at % MADE] = record.socket.cookie;
-                self.made_at += 1;
-                let socket = &record.socket;
-                if record.substate == State::FinWait2 {
-                    self.looks.orphan(socket.netns, socket.cookie, record.time);
-                } else {
-                    self.looks.settled(socket.cookie);
-                }
-            }
-            Event::TimeWaitDone(record) => self.looks.settled(record.socket.cookie),
-            _ => {}
-        }
-    }
-
-    /// Looks at what exists. Returns what could not be looked at.
-    fn look(&mut self, scope: Scope, each: &mut impl FnMut(&Event)) -> io::Result<Vec<Reason>> {
+        scope: Scope,
+        limits: Limits,
+        sink: &mut impl Sink,
+    ) -> io::Result<ControlFlow<(), Vec<Reason>>> {
         let probes = self.probes.as_mut().filter(|_| self.own_pid.is_some());
-        let looked = self.looks.look(scope, probes, &mut |event| {
-            if let Event::Socket(row) = event {
-                self.cgroups.resolve(row.cgroup, each);
-            }
-            each(event);
-        })?;
+        let mut pump = Pump::new(&mut self.reader, sink, limits);
+        let ControlFlow::Continue(looked) = self.looks.look(scope, probes, &mut pump)? else {
+            return Ok(ControlFlow::Break(()));
+        };
         if matches!(scope, Scope::All | Scope::States(_)) {
             // A connection request is no socket yet, and no record tells of it.
             let untold = self.pile_states().contains(State::SynRecv);
@@ -594,72 +592,38 @@ impl Live {
             };
         }
         // Records from before the look's end must come before its conclusions.
-        while self.drain(each) == BATCH {}
-        each(&Event::LookEnd {
+        if self.drain(&limits, sink).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        sink.emit(&Event::LookEnd {
             time: clock::boot_ns(),
             netns: looked.netns,
         });
-        Ok(looked.unseen)
+        sink.flush();
+        Ok(ControlFlow::Continue(looked.unseen))
     }
 
-    fn check_losses(&mut self, each: &mut impl FnMut(&Event)) {
-        self.losses_checked = clock::boot_ns();
-        let Some(probes) = &self.probes else {
-            return;
-        };
-        let (lost, missed) = (probes.count(Counter::Lost), probes.missed());
-        if lost > self.lost || missed > self.missed {
-            each(&Event::Lost(Lost {
-                time: clock::boot_ns(),
-                records: lost - self.lost,
-                missed: missed - self.missed,
-            }));
-            (self.lost, self.missed) = (lost, missed);
+    /// Has losses counted, and what exists looked at anew if there are any.
+    fn check_losses(&mut self, sink: &mut impl Sink) {
+        self.reader.check_losses(&mut |event| sink.emit(event));
+        if std::mem::take(&mut self.reader.has_lost) {
             self.looks_due = MISSES;
             self.pile_looks_due = MISSES;
         }
     }
 
-    fn check_clocks(&mut self, each: &mut impl FnMut(&Event)) {
+    fn check_clocks(&mut self, sink: &mut impl Sink) {
         let utc = clock::boot_to_utc_ns();
         let monotonic = clock::boot_to_monotonic_ns();
         if (utc - self.boot_to_utc_ns).abs() > CLOCK_STEP_NS
             || (monotonic - self.boot_to_monotonic_ns).abs() > CLOCK_STEP_NS
         {
             (self.boot_to_utc_ns, self.boot_to_monotonic_ns) = (utc, monotonic);
-            each(&Event::Clock {
+            sink.emit(&Event::Clock {
                 time: clock::boot_ns(),
                 boot_to_utc_ns: utc,
                 boot_to_monotonic_ns: monotonic,
             });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tcptrace_ebpf::{Flags, Kind};
-    use zerocopy::{FromZeros as _, IntoBytes as _};
-
-    use super::*;
-    use crate::event::Transition;
-
-    #[test]
-    fn tcptrace_itself_calls_nothing() {
-        let mut record = tcptrace_ebpf::Transition::new_zeroed();
-        record.header.pid = 7;
-        record.header.flags = Flags::OWNED;
-        record.header.kind = Kind::Transition as u8;
-        record.header.family = 2;
-        record.old = State::Established as u8;
-        record.new = State::FinWait1 as u8;
-        let event = event::decode(record.as_bytes()).unwrap();
-        for (own_pid, called) in [(Some(7), false), (Some(8), true), (None, true)] {
-            let Event::Transition(Transition { owned, .. }) = not_called_by(own_pid, event.clone())
-            else {
-                panic!("{event:?}");
-            };
-            assert_eq!(owned, called, "{own_pid:?}");
         }
     }
 }
