@@ -273,17 +273,23 @@ impl Fixture {
 
 /// Has the command begin in the namespace, on this CPU.
 pub(crate) fn enter(command: &mut Command, netns: &Netns, cpu: usize) {
-    let netns = netns.as_fd().as_raw_fd();
+    enter_namespace(command, netns);
     let mut cpus = CpuSet::new();
     cpus.set(cpu).expect("a CPU's number");
+    let stay = move || Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?);
+    // SAFETY: between fork and exec there is only one more system call.
+    unsafe { command.pre_exec(stay) };
+}
+
+/// The same on any CPU.
+pub(crate) fn enter_namespace(command: &mut Command, netns: &Netns) {
+    let netns = netns.as_fd().as_raw_fd();
     let enter = move || {
         // SAFETY: the namespace outlives this function, and so the start of the child.
         let netns = unsafe { std::os::fd::BorrowedFd::borrow_raw(netns) };
-        setns(netns, CloneFlags::CLONE_NEWNET)?;
-        sched_setaffinity(Pid::from_raw(0), &cpus)?;
-        Ok(())
+        Ok(setns(netns, CloneFlags::CLONE_NEWNET)?)
     };
-    // SAFETY: between fork and exec there are only two system calls.
+    // SAFETY: between fork and exec there is only one system call.
     unsafe { command.pre_exec(enter) };
 }
 

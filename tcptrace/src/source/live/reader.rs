@@ -199,16 +199,21 @@ impl Reader {
         if sink.has_room() {
             return ControlFlow::Continue(());
         }
-        let began = Instant::now();
+        let mut began = Instant::now();
         while !sink.wait_room(ROOM_POLL) {
             if limits.are_reached(sink) {
                 return ControlFlow::Break(());
             }
-            if began.elapsed() >= BLOCKED && !std::mem::replace(&mut self.said_blocked, true) {
-                eprintln!(
-                    "tcptrace: the output is not taken, so events are being lost: whatever reads it is slow, stopped or \
-                     blocked"
-                );
+            if began.elapsed() >= BLOCKED {
+                began = Instant::now();
+                if !std::mem::replace(&mut self.said_blocked, true) {
+                    eprintln!(
+                        "tcptrace: the output is not taken, so events are being lost: whatever reads it is slow, \
+                         stopped or blocked"
+                    );
+                }
+                // A line of output every now and then, also where there is no room.
+                self.check_losses(&mut |event| sink.emit(event));
             }
         }
         self.said_blocked = false;
