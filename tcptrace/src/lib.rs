@@ -8,6 +8,8 @@ pub mod command;
 pub mod container;
 pub mod doctor;
 pub mod event;
+#[doc(hidden)]
+pub mod fuzz;
 mod human;
 pub mod json;
 pub mod kernel;

@@ -1,15 +1,18 @@
 //! Running a command: from the source through the tracker to the view.
 
+mod fuzz;
 mod leaks;
 mod record;
 mod signals;
 mod states;
 mod watch;
 
-use std::{io, path::Path};
+use std::io;
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::Runtime;
+
+pub(crate) use fuzz::fuzz;
 
 use crate::{
     cli::{Cli, Command, Common, Doctor, Format, LiveOptions},
@@ -80,7 +83,8 @@ fn trace<V: View>(
 ) -> Result<()> {
     let mut out = Output::stdout(common.no_color);
     if let Some(path) = &common.from {
-        return replay(path, selection, &mut new(out));
+        let file = source::File::open(path)?;
+        return replay(file, selection, &mut new(out));
     }
     let options = options(&common.live, &selection);
     let queue = out.queued();
@@ -101,8 +105,7 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Shows a recording.
-fn replay(path: &Path, selection: Selection, view: &mut impl View) -> Result<()> {
-    let mut file = source::File::open(path)?;
+fn replay(mut file: source::File, selection: Selection, view: &mut impl View) -> Result<()> {
     let mut tracker = Tracker::new(selection);
     let mut now = 0;
     let mut end = None;

@@ -10,15 +10,15 @@ use crate::{command, setup};
 pub(crate) fn run() -> Result<PathBuf> {
     setup::run()?;
     command::run(command::cargo().args(["build", "--release", "--package", "tcptrace"]))?;
-    let binary = release_dir()?.join("tcptrace");
+    let binary = target_dir()?.join("release/tcptrace");
     eprintln!("built {}", binary.display());
     Ok(binary)
 }
 
 /// Cargo has put this program next to it: the target directory may be configured to be anywhere.
-fn release_dir() -> Result<PathBuf> {
+pub(crate) fn target_dir() -> Result<PathBuf> {
     let own = env::current_exe().context("the path of this program is not known")?;
     let target = own.parent().and_then(|profile| profile.parent());
     let target = target.context("this program lies outside of a target directory")?;
-    Ok(target.join("release"))
+    Ok(target.to_owned())
 }

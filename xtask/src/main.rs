@@ -9,6 +9,7 @@ mod build;
 mod command;
 mod demo;
 mod docs;
+mod fuzz;
 mod linker;
 mod lint;
 mod node;
@@ -37,6 +38,8 @@ enum Task {
     /// Measure tcptrace against its peers, and what a record costs (ten minutes; needs root or sudo). With
     /// --check, hold what no other load changes against tests/costs.txt
     Bench(bench::Options),
+    /// Fuzz everything that reads other programs' bytes (two minutes a target; needs a C++ compiler)
+    Fuzz(fuzz::Options),
     /// Set up, then check formatting, lints and documentation, with every warning an error
     Lint,
     /// Set up, then run every test, those against the real kernel as root
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(options),
         Task::Docs => docs::run(),
         Task::Bench(options) => bench::run(options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),
         Task::Vm(options) => vm::run(&options),

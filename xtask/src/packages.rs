@@ -1,4 +1,4 @@
-//! Packages of the distribution, downloaded and never installed.
+//! Packages of the distribution: downloaded and never installed, but for what somebody asked for with `--install`.
 
 use std::{
     ffi::OsStr,
@@ -29,4 +29,31 @@ pub(crate) fn download(
         }
     }
     Ok(packages)
+}
+
+/// Installs a package with `apt-get`, as root or through sudo. `task` is who says so.
+///
+/// # Errors
+/// When apt-get is not there, or fails also with fresh lists.
+pub(crate) fn install(task: &str, package: &str) -> Result<()> {
+    eprintln!("{task}: installing {package} with apt-get");
+    let apt = |arguments: &[&str]| {
+        let own = nix::unistd::geteuid().is_root();
+        let mut apt = Command::new(if own { "apt-get" } else { "sudo" });
+        if !own {
+            apt.args(["-n", "apt-get"]);
+        }
+        command::output(
+            apt.args(["-q", "-y"])
+                .args(arguments)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    };
+    let package = ["install", "--no-install-recommends", package];
+    // The lists may be missing, or as old as the image that this host was made from.
+    if apt(&package).is_err() {
+        apt(&["update"])?;
+        apt(&package)?;
+    }
+    Ok(())
 }

@@ -61,6 +61,15 @@ fn symbol(line: &[u8]) -> Option<(u64, &[u8])> {
     Some((address, fields.next()?))
 }
 
+/// See [`crate::fuzz`].
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let names = ["inet_twsk_kill", "tw_timer_handler", "inet_twsk_alloc"];
+    let found = read(bytes, names).expect("memory can be read");
+    for range in found.iter().flatten() {
+        assert!(range.start == 0 || range.start < range.end, "{range:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

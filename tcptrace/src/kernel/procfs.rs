@@ -233,6 +233,27 @@ fn decimal(digits: &[u8]) -> Option<u32> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
+/// See [`crate::fuzz`].
+pub(crate) mod fuzz {
+    pub(crate) use super::{details::fuzz as details, handle::fuzz as stat};
+
+    /// The target of a link to a socket or a namespace.
+    pub(crate) fn link(target: &[u8]) {
+        for kind in ["socket:[", "net:["] {
+            if let Some(inode) = super::bracketed(target, kind) {
+                // Leading zeros are the only other way to write a number.
+                let digits = &target[kind.len()..target.len() - 1];
+                let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+                let plain = inode.to_string();
+                assert!(
+                    digits[zeros..] == *plain.as_bytes() || inode == 0,
+                    "{target:?}"
+                );
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ use tcptrace_ebpf::State;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::clock;
+pub(crate) use message::fuzz;
 pub use message::{Entry, TcpInfo, Timer};
 use message::{INET_DIAG_INFO, Malformed, Message, MessageHeader, SocketId};
 

@@ -132,7 +132,9 @@ fn go(
             let live = &args.common.live;
             watch(live, options, &args.command, selection, view, output)
         }
-        (Some(path), _) => replay(path, selection, view).map(|()| None),
+        (Some(path), _) => {
+            replay(source::File::open(path)?, selection, view).map(|()| None)
+        }
         (None, None) => unreachable!("live output has a queue"),
     }
 }

@@ -88,13 +88,18 @@ impl File {
                 error,
             })?)
         };
-        Ok(Self {
+        Ok(Self::of(path, input))
+    }
+
+    /// Reads a recording from `input`. The path is for messages.
+    pub(crate) fn of(path: &Path, input: Box<dyn Read>) -> Self {
+        Self {
             path: path.to_owned(),
             lines: BufReader::with_capacity(1 << 16, input),
             line: Vec::new(),
             number: 0,
             start: None,
-        })
+        }
     }
 
     /// The next event; `None` at the end.

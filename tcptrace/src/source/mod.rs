@@ -11,6 +11,7 @@ mod stacks;
 
 pub use file::{Error as FileError, File};
 pub use live::{Live, Options, Piles, Tracing, Wake};
+pub(crate) use stacks::fuzz as fuzz_stacks;
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{machine::QEMU, programs};
-use crate::command;
+use crate::{command, packages};
 
 /// The package that has the emulator.
 const PACKAGE: &str = "qemu-system-x86";
@@ -24,30 +24,8 @@ pub(super) fn ready(install: bool) -> Result<()> {
         if !install {
             bail!("{error:#}; install {PACKAGE}, or let `cargo xtask vm --install` do it");
         }
-        install_qemu().with_context(|| format!("{PACKAGE} cannot be installed"))?;
+        packages::install("vm", PACKAGE)
+            .with_context(|| format!("{PACKAGE} cannot be installed"))?;
     }
     programs::ensure_target().context("there is no target to link statically for")
-}
-
-fn install_qemu() -> Result<()> {
-    eprintln!("vm: installing {PACKAGE} with apt-get");
-    let apt = |arguments: &[&str]| {
-        let own = nix::unistd::geteuid().is_root();
-        let mut apt = Command::new(if own { "apt-get" } else { "sudo" });
-        if !own {
-            apt.args(["-n", "apt-get"]);
-        }
-        command::output(
-            apt.args(["-q", "-y"])
-                .args(arguments)
-                .env("DEBIAN_FRONTEND", "noninteractive"),
-        )
-    };
-    let package = ["install", "--no-install-recommends", PACKAGE];
-    // The lists may be missing, or as old as the image that this host was made from.
-    if apt(&package).is_err() {
-        apt(&["update"])?;
-        apt(&package)?;
-    }
-    Ok(())
 }

@@ -179,5 +179,18 @@ fn unit(path: &str) -> Option<&str> {
     })
 }
 
+/// See [`crate::fuzz`]: the files of a process that its owner has a say in.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let cgroups = Cgroups::of(bytes);
+    let names = [cgroups.unit(), cgroups.container(), Some(bounded(bytes))];
+    for name in names.iter().flatten() {
+        assert!(name.chars().count() <= LONGEST, "{name}");
+        assert!(!name.contains(char::is_control), "{name:?}");
+    }
+    let numbers = ["Uid:", "NSpid:"].map(|name| numbers_of(bytes, name).count());
+    assert!(numbers.iter().all(|count| *count <= bytes.len()));
+    std::hint::black_box(nofile(bytes));
+}
+
 #[cfg(test)]
 mod tests;

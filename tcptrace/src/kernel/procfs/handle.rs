@@ -193,6 +193,17 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// See [`crate::fuzz`]: `/proc/PID/stat`.
+pub(crate) fn fuzz(stat: &[u8]) {
+    if let Some((comm, fields)) = Fields::of(stat) {
+        assert!(comm.len() < stat.len());
+        std::hint::black_box(fields.is_zombie());
+        for number in 0..60 {
+            std::hint::black_box(fields.number(number));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

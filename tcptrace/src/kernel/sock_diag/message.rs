@@ -303,3 +303,15 @@ fn address(family: u8, bytes: [u8; 16], port: U16Be) -> Result<SocketAddr, Malfo
     };
     Ok(SocketAddr::new(ip, port.get()))
 }
+
+/// See [`crate::fuzz`]: a datagram of a dump.
+pub(crate) fn fuzz(mut datagram: &[u8]) {
+    while let Some(message) = next_message(&mut datagram) {
+        if let Ok(message) = message
+            && let Ok(entry) = entry(message.body)
+        {
+            let socket = entry.socket(1);
+            assert_eq!(socket.tuple.local_port, entry.local.port());
+        }
+    }
+}

@@ -17,13 +17,8 @@ const TICK: &str = r#"{"event":"tick","time":2}"#;
 
 /// Reads all of a file. Returns how many events came, and how it ended.
 fn read(content: impl Into<Vec<u8>>) -> (usize, Result<(), Error>) {
-    let mut file = File {
-        path: PathBuf::from("trace.jsonl"),
-        lines: BufReader::new(Box::new(io::Cursor::new(content.into()))),
-        line: Vec::new(),
-        number: 0,
-        start: None,
-    };
+    let content = Box::new(io::Cursor::new(content.into()));
+    let mut file = File::of(Path::new("trace.jsonl"), content);
     let mut count = 0;
     loop {
         match file.next_event() {

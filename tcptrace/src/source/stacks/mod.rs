@@ -245,5 +245,10 @@ fn frameless(id: u32, via: kernel::Via, end: StackEnd) -> Stack {
     }
 }
 
+/// See [`crate::fuzz`].
+pub(crate) mod fuzz {
+    pub(crate) use super::{perf_map::fuzz as perf_map, process::fuzz as maps};
+}
+
 #[cfg(test)]
 mod tests;

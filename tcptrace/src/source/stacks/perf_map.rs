@@ -167,6 +167,16 @@ fn parse(line: &[u8]) -> Option<(u64, u64, Box<str>)> {
     ))
 }
 
+/// See [`crate::fuzz`]: a perf map.
+pub(crate) fn fuzz(map: &[u8]) {
+    for line in map.split(|byte| *byte == b'\n') {
+        if let Some((start, end, name)) = parse(line) {
+            assert!(start <= end, "{start:x} {end:x}");
+            assert!(!name.contains(char::is_control), "{name:?}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -330,6 +330,13 @@ pub(super) fn number_and_user(pid: u32) -> Option<(u32, u32)> {
     Some((last("NSpid:")?, last("Uid:")?))
 }
 
+/// See [`crate::fuzz`]: `/proc/PID/maps`.
+pub(crate) fn fuzz(maps: &[u8]) {
+    for mapping in maps.split(|byte| *byte == b'\n').filter_map(parse) {
+        assert!(!mapping.name.contains(char::is_control), "{}", mapping.name);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
