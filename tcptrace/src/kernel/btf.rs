@@ -13,6 +13,9 @@ const MAGIC: u16 = 0xeb9f;
 const HEADER_LEN: usize = 24;
 /// How deep anonymous structs and typedefs may nest; the kernel's own limit for resolving is 32.
 const DEPTH: u32 = 32;
+/// How many members are read to find one. The largest structs of 6.18 have a few hundred. Depth alone is no limit:
+/// where each struct has two anonymous ones inside, every level doubles the work.
+const MOST_MEMBERS: u32 = 1 << 16;
 
 /// The kinds that are looked at (`include/uapi/linux/btf.h`).
 mod kind {
@@ -179,12 +182,15 @@ impl Btf {
             .ok_or_else(|| Error::NoStruct(name.to_owned()))?;
         let mut bits: u32 = 0;
         for member in parts {
-            let (offset, ty) =
-                self.member(id, member.as_bytes(), DEPTH)
-                    .ok_or_else(|| Error::NoMember {
-                        path: path.to_owned(),
-                        member: member.to_owned(),
-                    })?;
+            let mut left = MOST_MEMBERS;
+            let found = self.member(id, member.as_bytes(), DEPTH, &mut left);
+            let (offset, ty) = found.ok_or_else(|| match left {
+                0 => Error::Malformed("nesting of members"),
+                _ => Error::NoMember {
+                    path: path.to_owned(),
+                    member: member.to_owned(),
+                },
+            })?;
             bits = bits.wrapping_add(offset);
             id = ty;
         }
@@ -213,13 +219,14 @@ impl Btf {
         ids.iter().find(is_it).copied()
     }
 
-    /// Offset in bits, and type, of a member, also inside anonymous ones.
-    fn member(&self, id: u32, wanted: &[u8], depth: u32) -> Option<(u32, u32)> {
+    /// Offset in bits, and type, of a member, also inside anonymous ones. `left` is how many members it may still read.
+    fn member(&self, id: u32, wanted: &[u8], depth: u32, left: &mut u32) -> Option<(u32, u32)> {
         let ty = self.strip(id)?;
         if depth == 0 || !matches!(ty.kind, kind::STRUCT | kind::UNION) {
             return None;
         }
         for i in 0..ty.len {
+            *left = left.checked_sub(1)?;
             let at = ty.at + 12 + i * 12;
             let name = self.string(u32_at(&self.data, at)?)?;
             let of = u32_at(&self.data, at + 4)?;
@@ -233,7 +240,7 @@ impl Btf {
                 return Some((offset, of));
             }
             if name.is_empty()
-                && let Some((inner, of)) = self.member(of, wanted, depth - 1)
+                && let Some((inner, of)) = self.member(of, wanted, depth - 1, left)
             {
                 return Some((offset.wrapping_add(inner), of));
             }
@@ -465,5 +472,19 @@ mod tests {
         w.member("", 1, 0);
         let btf = Btf::parse(w.finish()).unwrap();
         assert!(btf.offset("loop.x").is_err());
+    }
+
+    /// Found by `cargo xtask fuzz btf`: looking for one member took longer than a minute.
+    #[test]
+    fn structs_that_double_the_work_at_each_level_end() {
+        let mut w = Writer::default();
+        w.ty("top", kind::STRUCT, 2, false, 8); // 1
+        w.member("", 1, 0);
+        w.member("", 1, 32);
+        let btf = Btf::parse(w.finish()).unwrap();
+        assert_eq!(
+            btf.offset("top.absent"),
+            Err(Error::Malformed("nesting of members"))
+        );
     }
 }
