@@ -13,13 +13,20 @@
 /// libvirt's virtual machines (`machine-qemu…`): none of them is a container.
 #[must_use]
 pub fn of_cgroup(path: &str) -> Option<String> {
-    let (parent, name) = path.rsplit_once('/')?;
-    let folder = parent.rsplit('/').next().unwrap_or_default();
-    engine_id(name)
-        .or_else(|| lxc_name(folder, name))
-        .map(str::to_owned)
-        .or_else(|| machine_name(name))
-        .or_else(|| of_cgroup(parent))
+    // A loop: a path that a recording claims can have any number of parts.
+    let mut rest = path;
+    while let Some((parent, name)) = rest.rsplit_once('/') {
+        let folder = parent.rsplit('/').next().unwrap_or_default();
+        let found = engine_id(name)
+            .or_else(|| lxc_name(folder, name))
+            .map(str::to_owned)
+            .or_else(|| machine_name(name));
+        if found.is_some() {
+            return found;
+        }
+        rest = parent;
+    }
+    None
 }
 
 /// Whether the last part of a cgroup's path is a container's own scope or service, not one that
@@ -171,6 +178,12 @@ mod tests {
             let path = path.replace("OUTER", OUTER).replace("ID", ID);
             assert_eq!(of_cgroup(&path).as_deref(), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn a_path_may_have_any_number_of_parts() {
+        let deep = format!("/docker/{ID}{}", "/a".repeat(1 << 20));
+        assert_eq!(of_cgroup(&deep).as_deref(), Some(ID));
     }
 
     #[test]
