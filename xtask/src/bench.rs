@@ -286,8 +286,8 @@ fn measure(options: &Options, parts: &[Part]) -> Result<Results> {
     let release = tcptrace.parent().context("the binary has no folder")?;
     let build = |what: &[&str]| {
         command::run(
-            command::cargo()
-                .args(["build", "--release", "--package"])
+            command::cargo("build")
+                .args(["--release", "--package"])
                 .args(what),
         )
     };
@@ -355,15 +355,8 @@ impl Results {
 /// Bytes of the static binary without symbols.
 fn size(release: &Path) -> Result<u64> {
     let target = vm::static_target()?;
-    let build = [
-        "build",
-        "--release",
-        "--package",
-        "tcptrace",
-        "--target",
-        target,
-    ];
-    command::run(command::cargo().args(build))?;
+    let build = ["--release", "--package", "tcptrace", "--target", target];
+    command::run(command::cargo("build").args(build))?;
     let target_dir = release.parent().context("the binary has no folder")?;
     let built = target_dir.join(target).join("release/tcptrace");
     let stripped = built.with_extension("stripped");

@@ -9,7 +9,7 @@ use crate::{command, setup};
 /// Sets up and builds; returns where the binary is.
 pub(crate) fn run() -> Result<PathBuf> {
     setup::run()?;
-    command::run(command::cargo().args(["build", "--release", "--package", "tcptrace"]))?;
+    command::run(command::cargo("build").args(["--release", "--package", "tcptrace"]))?;
     let binary = target_dir()?.join("release/tcptrace");
     eprintln!("built {}", binary.display());
     Ok(binary)

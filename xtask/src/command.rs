@@ -17,9 +17,18 @@ pub(crate) fn at_root(program: impl Into<OsString>) -> Command {
     command
 }
 
-/// The cargo that runs this program.
-pub(crate) fn cargo() -> Command {
-    at_root(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+/// A subcommand of the cargo that runs this program, which must take the versions that Cargo.lock has: `--locked`. Only
+/// `fmt`, which resolves nothing, has no such option.
+///
+/// The probes' own build, which `tcptrace/build.rs` starts, cannot be given it. It is a build of the same workspace, so
+/// the outer call has checked the same file.
+pub(crate) fn cargo(subcommand: &str) -> Command {
+    let mut cargo = at_root(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.arg(subcommand);
+    if subcommand != "fmt" {
+        cargo.arg("--locked");
+    }
+    cargo
 }
 
 /// Runs `command` with its output shown.
@@ -60,4 +69,26 @@ fn shown(command: &Command) -> String {
     let words = std::iter::once(name).chain(command.get_args());
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
     words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_keeps_to_the_lock_file() {
+        assert!(shown(&cargo("build")).ends_with(" build --locked"));
+        assert!(shown(&cargo("fmt")).ends_with(" fmt"));
+    }
+
+    /// The alias is the first call of all: if it could change Cargo.lock, no later one would notice.
+    #[test]
+    fn so_does_the_alias() {
+        let config = std::fs::read_to_string(root().join(".cargo/config.toml")).unwrap();
+        let alias = config.lines().find(|line| line.starts_with("xtask = "));
+        assert!(
+            alias.is_some_and(|alias| alias.contains(" --locked ")),
+            "{config}"
+        );
+    }
 }

@@ -9,8 +9,8 @@ use crate::{command, setup};
 pub(crate) fn run() -> Result<()> {
     setup::run()?;
     command::run(
-        command::cargo()
-            .args(["test", "--package", "tcptrace", "--test", "manual", "same"])
+        command::cargo("test")
+            .args(["--package", "tcptrace", "--test", "manual", "same"])
             .env("UPDATE_GOLDEN", "1"),
     )
 }

@@ -129,8 +129,8 @@ fn cpp_compiler(install: bool) -> Result<()> {
 /// Builds the fuzzer; returns where it is.
 fn built() -> Result<PathBuf> {
     command::run(
-        command::cargo()
-            .args(["build", "--locked", "--package", "fuzz"])
+        command::cargo("build")
+            .args(["--package", "fuzz"])
             .args(["--features", "libfuzzer"])
             .env("RUSTC_WORKSPACE_WRAPPER", root().join("fuzz/rustc.sh")),
     )?;

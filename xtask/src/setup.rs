@@ -108,8 +108,8 @@ fn bpf_linker(tools: &Path) -> Result<()> {
     // goes on from there. Cargo moves the finished program into place in one step.
     let build = tools.join("build");
     command::run(
-        command::cargo()
-            .args(["install", "bpf-linker", "--locked", "--force", "--no-track"])
+        command::cargo("install")
+            .args(["bpf-linker", "--force", "--no-track"])
             .args(["--version", linker::VERSION])
             .arg("--root")
             .arg(tools)

@@ -40,9 +40,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let node = node.unwrap_or_else(|_| "node".into());
     let test = || {
-        let mut cargo = command::cargo();
+        let mut cargo = command::cargo("test");
         cargo
-            .args(["test", "--no-fail-fast"])
+            .arg("--no-fail-fast")
             .env("TCPTRACE_BIN", &binary)
             .env("TCPTRACE_NODE", &node)
             .envs(THREADS.split_once('='));

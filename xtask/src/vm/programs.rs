@@ -50,22 +50,15 @@ struct Profile {
 /// # Errors
 /// When one does not build.
 pub(super) fn build() -> Result<Programs> {
-    let tcptrace = cargo(&["build", "--release", "--package", "tcptrace"])?;
+    let tcptrace = cargo("build", &["--release", "--package", "tcptrace"])?;
     let tcptrace = tcptrace.into_iter().find_map(|message| message.executable);
     let mut programs = Programs {
         tcptrace: tcptrace.context("cargo did not say where tcptrace is")?,
         helpers: Vec::new(),
         tests: Vec::new(),
     };
-    let tests = [
-        "test",
-        "--no-run",
-        "--profile",
-        PROFILE,
-        "--package",
-        "tests",
-    ];
-    for message in cargo(&tests)? {
+    let tests = ["--no-run", "--profile", PROFILE, "--package", "tests"];
+    for message in cargo("test", &tests)? {
         let (Some(path), Some(target), Some(profile)) =
             (message.executable, message.target, message.profile)
         else {
@@ -84,8 +77,8 @@ pub(super) fn build() -> Result<Programs> {
 }
 
 /// Runs Cargo for the static target, and returns what it says of the artifacts.
-fn cargo(arguments: &[&str]) -> Result<Vec<Message>> {
-    let mut cargo = command::cargo();
+fn cargo(subcommand: &str, arguments: &[&str]) -> Result<Vec<Message>> {
+    let mut cargo = command::cargo(subcommand);
     cargo
         .args(arguments)
         .args([
