@@ -4,7 +4,7 @@
 # are shared with `cargo test`. The flags are those of cargo-fuzz; they need no nightly compiler.
 case " $* " in
 *" --crate-name tcptrace "* | *" --crate-name fuzz "*)
-    exec "$@" -C opt-level=2 -C codegen-units=4 --cfg fuzzing \
+    exec "$@" -C opt-level=1 --cfg fuzzing \
         -C passes=sancov-module \
         -C llvm-args=-sanitizer-coverage-level=4 \
         -C llvm-args=-sanitizer-coverage-inline-8bit-counters \

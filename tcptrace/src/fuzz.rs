@@ -13,7 +13,8 @@ pub type Target = fn(&[u8]);
 
 /// Every entry point, by the name of its folder in `fuzz/seeds`.
 ///
-/// The decoder of the protocol that the naming child speaks belongs here as well, as `names_protocol`.
+/// The decoder of messages between tcptrace and its naming child belongs here as `names_protocol`: one line here, one
+/// `pub(crate) fn fuzz(bytes: &[u8])` beside the decoder, and seeds in `fuzz/seeds/names_protocol`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("btf", btf),
     ("cgroup_path", cgroup_path),

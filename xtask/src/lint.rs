@@ -1,10 +1,10 @@
-//! `cargo xtask lint`: formatting, lints and documentation; no warning passes.
+//! `cargo xtask lint`: formatting, lints, documentation and licence texts; no warning passes.
 
 use anyhow::Result;
 
 use crate::{
     command::{self, cargo},
-    setup,
+    licenses, setup,
 };
 
 /// Sets up and checks; ends at the first of them that finds something.
@@ -24,5 +24,6 @@ pub(crate) fn run() -> Result<()> {
         cargo("doc")
             .env("RUSTDOCFLAGS", "-D warnings")
             .args(["--workspace", "--no-deps"]),
-    )
+    )?;
+    licenses::check()
 }

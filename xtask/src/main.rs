@@ -8,8 +8,10 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod deny;
 mod docs;
 mod fuzz;
+mod licenses;
 mod linker;
 mod lint;
 mod node;
@@ -33,6 +35,8 @@ enum Task {
     /// Set up and build, then show tcptrace on real traffic, in a network namespace made for it (half
     /// a minute; needs root or sudo)
     Demo(demo::Options),
+    /// Check what the project depends on against deny.toml: licences, sources, bans, and known advisories
+    Deny,
     /// Set up, then write the man pages and completions anew, from the options
     Docs,
     /// Measure tcptrace against its peers, and what a record costs (ten minutes; needs root or sudo). With
@@ -40,6 +44,8 @@ enum Task {
     Bench(bench::Options),
     /// Fuzz everything that reads other programs' bytes (two minutes a target; needs a C++ compiler)
     Fuzz(fuzz::Options),
+    /// Write THIRD-PARTY-LICENSES: the licence texts of everything that is linked into the binary
+    Licenses,
     /// Set up, then check formatting, lints and documentation, with every warning an error
     Lint,
     /// Set up, then run every test, those against the real kernel as root
@@ -54,9 +60,11 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(drop),
         Task::Demo(options) => demo::run(options),
+        Task::Deny => deny::run(),
         Task::Docs => docs::run(),
         Task::Bench(options) => bench::run(options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Licenses => licenses::run(),
         Task::Lint => lint::run(),
         Task::Test(options) => test::run(&options),
         Task::Vm(options) => vm::run(&options),
