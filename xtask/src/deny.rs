@@ -17,7 +17,9 @@ const PATIENCE: &str = "120";
 
 /// Checks licences, sources and bans, which takes no database; then advisories, if their database can be had.
 pub(crate) fn run() -> Result<()> {
+    let lock = setup::lock()?;
     provide()?;
+    drop(lock);
     // Cargo.lock decides, and everything in it has been downloaded for the build or is not needed.
     command::run(deny().args([
         "check",

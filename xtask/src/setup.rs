@@ -22,9 +22,8 @@ const TOOLCHAIN: &str = include_str!("../../rust-toolchain.toml");
 
 /// Checks, and provides what is missing.
 pub(crate) fn run() -> Result<()> {
-    let tools = root().join(".tools");
     // Until this process ends, however it ends.
-    let _lock = lock(&tools).with_context(|| format!("cannot use {}", tools.display()))?;
+    let _lock = lock()?;
     c_compiler()?;
     linker::check_compiler(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))?;
     toolchain_parts()?;
@@ -37,7 +36,15 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// Waits until no other process sets up the same workspace.
-fn lock(tools: &Path) -> Result<File> {
+///
+/// # Errors
+/// When `.tools` cannot be made or locked.
+pub(crate) fn lock() -> Result<File> {
+    let tools = root().join(".tools");
+    lock_in(&tools).with_context(|| format!("cannot use {}", tools.display()))
+}
+
+fn lock_in(tools: &Path) -> Result<File> {
     fs::create_dir_all(tools)?;
     let file = File::create(tools.join("lock"))?;
     match file.try_lock() {
