@@ -26,6 +26,9 @@ use crate::{
 /// Where seeds are committed, a folder a target.
 const SEEDS: &str = "fuzz/seeds";
 
+/// Words of text formats, and numbers at their limits.
+const DICTIONARY: &str = "fuzz/dictionary.txt";
+
 /// An input may take no longer than that. The slowest of the seeds takes milliseconds.
 const TIMEOUT_SECONDS: u32 = 10;
 
@@ -143,7 +146,8 @@ fn fuzzer_of(fuzzer: &Path, target: &str) -> Command {
         .env("FUZZ_TARGET", target)
         .arg(format!("-timeout={TIMEOUT_SECONDS}"))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
-        .arg(format!("-max_len={INPUT_BYTES}"));
+        .arg(format!("-max_len={INPUT_BYTES}"))
+        .arg(format!("-dict={DICTIONARY}"));
     command
 }
 
