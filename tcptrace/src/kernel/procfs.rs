@@ -179,15 +179,28 @@ pub(super) fn open_dir(at: impl AsFd, path: impl Arg) -> Result<OwnedFd, Errno> 
     openat(at, path, flags, Mode::empty())
 }
 
-/// The whole of a file, which `/proc` writes anew at each opening.
+/// Most that is read of one file about a process, bytes. `stat`, `status`, `limits` and `cgroup` have a few
+/// kilobytes; `cgroup` grows with the paths that others choose, to 4 KiB for each of a dozen hierarchies.
+const MOST_BYTES: usize = 1 << 20;
+
+/// The whole of a small file, which `/proc` writes anew at each opening. `EFBIG` if it is longer than 1 MiB.
 pub(super) fn read(at: impl AsFd, path: impl Arg) -> Result<Vec<u8>, Errno> {
+    read_most(at, path, MOST_BYTES)
+}
+
+/// The whole of a file; `EFBIG` if it is longer than `most` bytes. How long a file is, `/proc` does not say
+/// before, and it is as long as others make it.
+pub(crate) fn read_most(at: impl AsFd, path: impl Arg, most: usize) -> Result<Vec<u8>, Errno> {
     let file = openat(at, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // Room for most of them. How long one is, `/proc` does not say, so nobody is asked.
+    // Room for most of them.
     let mut bytes = Vec::with_capacity(4096);
     loop {
         bytes.reserve(1024);
         if retry_on_intr(|| rustix::io::read(&file, spare_capacity(&mut bytes)))? == 0 {
             return Ok(bytes);
+        }
+        if bytes.len() > most {
+            return Err(Errno::FBIG);
         }
     }
 }
@@ -275,6 +288,20 @@ mod tests {
         ] {
             assert_eq!(bracketed(link, "socket:["), None);
         }
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_not_read_to_it() {
+        assert_eq!(read(CWD, "/dev/zero"), Err(Errno::FBIG));
+        let own = read(CWD, "/proc/self/limits").unwrap();
+        assert_eq!(
+            read_most(CWD, "/proc/self/limits", own.len()),
+            Ok(own.clone())
+        );
+        assert_eq!(
+            read_most(CWD, "/proc/self/limits", own.len() - 1),
+            Err(Errno::FBIG)
+        );
     }
 
     #[test]

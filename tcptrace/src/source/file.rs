@@ -8,6 +8,9 @@ use std::{
 
 use crate::event::{Event, Printable, SCHEMA, Start};
 
+/// Longest line that is read, bytes: a file of somebody else need not have a newline at all.
+const LONGEST_LINE: u64 = 16 << 20;
+
 /// Why a recording cannot be read, or not further.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -34,6 +37,14 @@ pub enum Error {
         schema: u64,
         /// The program that wrote it.
         version: String,
+    },
+    /// A line has no end within [`LONGEST_LINE`].
+    #[error("{}, line {line}, is longer than {} MiB, and no line of a recording is; give a file that `tcptrace record` wrote", path.display(), LONGEST_LINE >> 20)]
+    TooLong {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: u64,
     },
     /// It breaks off in the middle of a line.
     #[error("{} breaks off in its last line ({line}): the recording was cut short, by a crash or a full disk; everything before that line was used", path.display())]
@@ -108,7 +119,9 @@ impl File {
     /// See [`Error`]. After one, nothing more comes.
     pub fn next_event(&mut self) -> Result<Option<Event>, Error> {
         self.line.clear();
-        self.lines
+        // One byte more, to tell a line that is too long from the longest.
+        (&mut self.lines)
+            .take(LONGEST_LINE + 1)
             .read_until(b'\n', &mut self.line)
             .map_err(|error| Error::Read {
                 path: self.path.clone(),
@@ -124,6 +137,12 @@ impl File {
             };
         }
         self.number += 1;
+        if self.line.len() as u64 > LONGEST_LINE {
+            return Err(Error::TooLong {
+                path: self.path.clone(),
+                line: self.number,
+            });
+        }
         if self.number == 1 {
             self.check_head()?;
         }

@@ -64,6 +64,51 @@ fn a_last_line_that_breaks_off_is_said_after_all_before_it() {
 }
 
 #[test]
+fn a_line_without_an_end_is_not_read_to_it() {
+    /// Zeros for ever, of which it is counted how many are taken.
+    struct Zeros<'a>(&'a std::cell::Cell<u64>);
+    impl Read for Zeros<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            into.fill(0);
+            self.0.set(self.0.get() + into.len() as u64);
+            Ok(into.len())
+        }
+    }
+    let count = Box::leak(Box::new(std::cell::Cell::new(0)));
+    for (head, line) in [(String::new(), 1), (format!("{}\n{TICK}\n", begin()), 3)] {
+        count.set(0);
+        let input = io::Cursor::new(head).chain(Zeros(count));
+        let mut file = File::of(Path::new("trace.jsonl"), Box::new(input));
+        let error = (0..3)
+            .find_map(|_| file.next_event().err())
+            .expect("an error");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "trace.jsonl, line {line}, is longer than 16 MiB, and no line of a recording is; give a file that \
+                 `tcptrace record` wrote"
+            )
+        );
+        assert!(
+            count.get() < LONGEST_LINE + (1 << 20),
+            "{} bytes read",
+            count.get()
+        );
+        assert!(file.line.capacity() as u64 <= 2 * LONGEST_LINE + 2);
+    }
+}
+
+#[test]
+fn the_longest_line_is_read() {
+    let room = LONGEST_LINE as usize - TICK.len() - 1;
+    let longest = format!("{}{}\n", TICK, " ".repeat(room));
+    assert_eq!(longest.len() as u64, LONGEST_LINE);
+    let (count, result) = read(format!("{}\n{longest}{TICK}\n", begin()));
+    assert!(result.is_ok(), "{result:?}");
+    assert_eq!(count, 3);
+}
+
+#[test]
 fn a_line_that_is_no_event_is_named() {
     for bad in ["hello", "{}", "", "\u{0}", r#"{"event":"tock"}"#] {
         let (count, result) = read(format!("{}\n{TICK}\n{bad}\n{TICK}\n", begin()));
