@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _},
     os::fd::OwnedFd,
     sync::Arc,
 };
@@ -10,13 +9,17 @@ use std::{
 use framehop::Unwinder as _;
 use framehop::x86_64::{CacheX86_64, UnwinderX86_64};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 use tcptrace_ebpf as kernel;
 
 use super::{
     module::{Module, Modules},
     perf_map::PerfMap,
 };
-use crate::event::{Printable, StackEnd};
+use crate::{
+    event::{Printable, StackEnd},
+    kernel::{clock, procfs},
+};
 
 /// A process, as long as it runs the same program: the kernel lays the stack out anew with each `execve()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,14 +30,17 @@ pub(super) struct Key {
     pub(super) start_stack: u64,
 }
 
-/// `USER_HZ` is 100 wherever Linux runs on x86-64.
-const TICK_NS: u64 = 10_000_000;
+/// Most that is read of `/proc/PID/maps`, bytes: 65,530 mappings, the kernel's own limit (`vm.max_map_count`),
+/// with paths of 190 bytes. A path can have 4 KiB, and a process chooses how many it has.
+const MOST_MAPS: usize = 16 << 20;
+/// Most that is read of `/proc/PID/stat` and `status`, bytes: both have less than 4 KiB.
+const MOST_STAT: usize = 1 << 16;
 
 impl Key {
     pub(super) fn of(record: &kernel::Stack) -> Self {
         Self {
             pid: record.header.pid,
-            start: record.header.start / TICK_NS,
+            start: clock::ticks_of_start(record.header.start),
             start_stack: record.start_stack,
         }
     }
@@ -52,13 +58,14 @@ impl Key {
     }
 
     /// When the process started, boot time nanoseconds.
-    pub(super) const fn start_ns(&self) -> u64 {
-        self.start * TICK_NS
+    pub(super) fn start_ns(&self) -> u64 {
+        clock::start_of_ticks(self.start)
     }
 
     /// Whether the process is still there, and runs the same program.
     pub(super) fn check(&self) -> Result<(), StackEnd> {
-        let stat = fs::read(format!("/proc/{}/stat", self.pid)).map_err(|_| StackEnd::Gone)?;
+        let stat = procfs::read_most(CWD, format!("/proc/{}/stat", self.pid), MOST_STAT)
+            .map_err(|_| StackEnd::Gone)?;
         // The name in brackets may hold anything.
         let after = stat.iter().rposition(|byte| *byte == b')');
         let text = String::from_utf8_lossy(&stat[after.map_or(0, |at| at + 1)..]);
@@ -148,10 +155,15 @@ impl Process {
     /// Reads what it has mapped now. Returns whether that is something else than before.
     pub(super) fn map(&mut self, modules: &mut Modules) -> Result<bool, StackEnd> {
         let pid = self.key.pid;
-        let maps = fs::read(format!("/proc/{pid}/maps")).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => StackEnd::NotPermitted,
-            _ => StackEnd::Gone,
-        })?;
+        let maps =
+            procfs::read_most(CWD, format!("/proc/{pid}/maps"), MOST_MAPS).map_err(|errno| {
+                match errno {
+                    Errno::ACCESS | Errno::PERM => StackEnd::NotPermitted,
+                    // Its code is not known, and so no address leads to any.
+                    Errno::FBIG => StackEnd::NoCode,
+                    _ => StackEnd::Gone,
+                }
+            })?;
         if maps == self.maps {
             return Ok(false);
         }
@@ -319,9 +331,8 @@ pub(super) fn open_in(root: &OwnedFd, path: &str) -> Option<File> {
 
 /// The number that a process has in its own pid namespace, and the user as whom it makes files.
 pub(super) fn number_and_user(pid: u32) -> Option<(u32, u32)> {
-    let mut status = String::new();
-    let mut file = File::open(format!("/proc/{pid}/status")).ok()?;
-    file.read_to_string(&mut status).ok()?;
+    let status = procfs::read_most(CWD, format!("/proc/{pid}/status"), MOST_STAT).ok()?;
+    let status = String::from_utf8(status).ok()?;
     // The last of pids is that in the innermost namespace; of users, that of the file system.
     let last = |name| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
