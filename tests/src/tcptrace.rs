@@ -265,6 +265,21 @@ impl Tcptrace {
         Self::watch(command.spawn().expect(RUNS)).end(WHOLE)
     }
 
+    /// [`start`](Self::start) by a process that has prepared itself. `prepare` may make system calls only.
+    ///
+    /// # Panics
+    /// When there is no binary, or it does not start to trace.
+    #[must_use]
+    pub fn start_prepared(
+        arguments: &[&str],
+        prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let mut command = command(&binary(), &[arguments, &["-o", "json"]].concat());
+        // SAFETY: between fork and exec there are only system calls.
+        unsafe { command.pre_exec(prepare) };
+        Self::watch(command.spawn().expect(RUNS)).wait_ready(arguments)
+    }
+
     /// Watches another program in the same way.
     ///
     /// # Panics

@@ -10,6 +10,7 @@ use rustix::path::DecInt;
 
 use super::{numbers, open_dir, read};
 use crate::event::Comm;
+use crate::kernel::clock;
 
 /// One process, by its open directory in `/proc`: what is read through it is of this process and of
 /// no other, even after its pid has gone to the next. Of one that has ended, nothing can be read
@@ -31,7 +32,7 @@ pub struct Process {
     pub ppid: u32,
     /// `comm` of its first thread.
     pub comm: Comm,
-    /// When it started, `CLOCK_BOOTTIME` in nanoseconds, cut to clock ticks of 10 ms. With the pid
+    /// When it started, [boot time](clock::boot_ns) in nanoseconds, cut to clock ticks of 10 ms. With the pid
     /// it names a process for good.
     pub start: u64,
 }
@@ -72,7 +73,7 @@ impl Handle {
             pid: self.pid,
             ppid: u32::try_from(fields.number(4)?).ok()?,
             comm: Comm::new(comm),
-            start: fields.number(22)?.saturating_mul(tick()),
+            start: clock::start_of_ticks(fields.number(22)?),
         })
     }
 
@@ -161,11 +162,6 @@ impl AsFd for Handle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
-}
-
-/// Nanoseconds in a clock tick of `/proc/PID/stat`: 10 ms everywhere but on alpha and ia64.
-fn tick() -> u64 {
-    1_000_000_000 / rustix::param::clock_ticks_per_second().max(1)
 }
 
 /// The fields of `/proc/PID/stat` behind the comm.
@@ -258,9 +254,9 @@ mod tests {
         assert_eq!(me.comm, Comm::new(comm.trim_end().as_bytes()));
         assert_eq!(me.pid, std::process::id());
         assert_eq!(me.ppid, std::os::unix::process::parent_id());
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
-        let age = now.checked_sub(me.start).expect("it started in the past");
+        let age = clock::boot_ns()
+            .checked_sub(me.start)
+            .expect("it started in the past");
         assert!(age < 3600 * 1_000_000_000, "{age} ns old");
     }
 

@@ -103,6 +103,17 @@ fn not_called_by(own_pid: Option<u32>, mut event: Event) -> Event {
     event
 }
 
+/// The event, with the start of its task as `/proc` would show it: see [`clock::comparable_start`].
+fn with_comparable_start(mut event: Event) -> Event {
+    let task = match &mut event {
+        Event::Transition(transition) => &mut transition.task,
+        Event::Accept(accept) => &mut accept.task,
+        _ => return event,
+    };
+    task.start = clock::comparable_start(task.start);
+    event
+}
+
 impl Reader {
     pub(super) fn new(
         records: Option<Records>,
@@ -276,7 +287,10 @@ impl Reader {
         {
             return Some(stacks.take(&record, emit).map(|()| None));
         }
-        Some(event::decode(&record).map(|event| Some(not_called_by(self.own_pid, event))))
+        Some(event::decode(&record).map(|event| {
+            let event = with_comparable_start(event);
+            Some(not_called_by(self.own_pid, event))
+        }))
     }
 
     /// What has to be known before an event can be understood.
