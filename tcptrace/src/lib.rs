@@ -8,6 +8,7 @@ pub mod command;
 pub mod container;
 pub mod doctor;
 pub mod event;
+pub mod exhausted;
 #[doc(hidden)]
 pub mod fuzz;
 mod human;

@@ -3,15 +3,19 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tcptrace::{cli::Cli, command::NotStarted, run};
+use tcptrace::{cli::Cli, command::NotStarted, exhausted, run};
 
 fn main() -> ExitCode {
+    exhausted::ignore_file_size_signal();
     match run::run(Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         // Whoever read our output has had enough: no mistake of anybody's.
         Err(error) if run::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tcptrace: {error:#}");
+            match exhausted::fix_of_end(&error) {
+                Some(fix) => eprintln!("tcptrace: {error:#}; {fix}"),
+                None => eprintln!("tcptrace: {error:#}"),
+            }
             let not_started = error.downcast_ref::<NotStarted>();
             ExitCode::from(not_started.map_or(2, NotStarted::exit_code))
         }

@@ -182,6 +182,9 @@ fn options(live: &LiveOptions, selection: &Selection) -> source::Options {
 }
 
 fn runtime() -> Result<Runtime> {
+    // tokio panics where it has no descriptors left for what wakes it of signals: it makes five in all.
+    let room: io::Result<Vec<File>> = (0..8).map(|_| File::open("/dev/null")).collect();
+    drop(room.context("cannot start the runtime")?);
     tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()

@@ -1,9 +1,9 @@
 //! What is so on this machine. Only gathered here: what it means is for [`judge`](super::judge).
 
-use std::{env, fs, io, path::PathBuf, thread};
+use std::{env, fs, io, path::PathBuf, sync::Arc, thread};
 
 use crate::{
-    container,
+    container, exhausted,
     kernel::{
         cgroup::{self, Cgroups},
         clock,
@@ -48,15 +48,15 @@ pub struct Facts {
     /// How many TCP sockets `sock_diag` lists in this network namespace.
     pub sock_diag: Result<usize, Reason>,
     /// The network namespaces.
-    pub namespaces: Result<Entered, String>,
+    pub namespaces: Result<Entered, Reason>,
     /// What `/proc` does not show of processes.
-    pub processes: Result<Unseen, String>,
+    pub processes: Result<Unseen, Reason>,
     /// Its processes have other numbers than in the initial pid namespace.
     pub private_pids: bool,
     /// Where cgroup2 is mounted.
     pub cgroup2: Result<PathBuf, Reason>,
     /// Whether descriptors of processes can be duplicated, tried on one of this process.
-    pub duplicate: Result<(), String>,
+    pub duplicate: Result<(), Arc<io::Error>>,
     /// How many MPTCP sockets this network namespace has; `None` if the kernel has no MPTCP.
     pub mptcp: Option<u32>,
 }
@@ -84,15 +84,15 @@ impl Facts {
             sock_diag: count_sockets(namespaces.as_ref()),
             namespaces: match &namespaces {
                 Ok(namespaces) => Ok(enter(namespaces)),
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(no_proc(error)),
             },
-            processes: procfs::sockets(|_, _| {}).map_err(|error| error.to_string()),
+            processes: procfs::sockets(|_, _| {}).map_err(|error| no_proc(&error)),
             private_pids: procfs::has_private_pids(),
             cgroup2: match Cgroups::open() {
                 Ok(cgroups) => Ok(cgroups.point().to_owned()),
                 Err(error) => Err(cgroup::reason(&error)),
             },
-            duplicate: unlisted::try_duplicate().map_err(|error| error.to_string()),
+            duplicate: unlisted::try_duplicate().map_err(Arc::new),
             mptcp: fs::read_to_string("/proc/thread-self/net/protocols")
                 .ok()
                 .and_then(|table| mptcp_sockets(&table)),
@@ -140,13 +140,7 @@ fn pretty_name(os_release: &str) -> Option<String> {
 }
 
 fn count_sockets(namespaces: Result<&Namespaces, &io::Error>) -> Result<usize, Reason> {
-    let no_proc = |error: &dyn std::error::Error| {
-        Reason::new(
-            format_args!("cannot read /proc: {error}"),
-            "mount it: mount -t proc proc /proc",
-        )
-    };
-    let namespaces = namespaces.map_err(|error| no_proc(error))?;
+    let namespaces = namespaces.map_err(no_proc)?;
     let own = netns::own_inode().map_err(|error| no_proc(&error))?;
     // The own one is always there.
     let Some(namespace) = namespaces.get(own) else {
@@ -164,6 +158,11 @@ fn count_sockets(namespaces: Result<&Namespaces, &io::Error>) -> Result<usize, R
         .dump(Query::ALL, |_| count += 1)
         .map_err(|error| error.reason(own))?;
     Ok(count)
+}
+
+/// Why nothing can be read of `/proc`.
+fn no_proc(error: &io::Error) -> Reason {
+    exhausted::reason("cannot read /proc", error, exhausted::MOUNT_PROC)
 }
 
 fn enter(namespaces: &Namespaces) -> Entered {

@@ -1,5 +1,7 @@
 //! What the facts mean. Pure.
 
+use std::io;
+
 use super::{Check, Status, facts::Facts};
 use crate::{
     event::Probes as Kind,
@@ -383,7 +385,7 @@ fn namespaces(facts: &Facts) -> Check {
             format!("all {} that were found can be entered", entered.found),
             entered.reasons.clone(),
         ),
-        Err(error) => Check::bad(NAME, Status::No, no_proc(error)),
+        Err(reason) => Check::bad(NAME, Status::No, reason.clone()),
     }
 }
 
@@ -395,15 +397,8 @@ fn processes(facts: &Facts) -> Check {
             "/proc shows all of them, and what they have open",
             unseen.reasons(facts.system.capabilities),
         ),
-        Err(error) => Check::bad(NAME, Status::No, no_proc(error)),
+        Err(reason) => Check::bad(NAME, Status::No, reason.clone()),
     }
-}
-
-fn no_proc(error: &str) -> Reason {
-    Reason::new(
-        format_args!("cannot read /proc: {error}"),
-        "mount it: mount -t proc proc /proc",
-    )
 }
 
 /// Sockets whose connection is over, which only their descriptor leads to: it takes the right to trace
@@ -411,13 +406,15 @@ fn no_proc(error: &str) -> Reason {
 fn finished(facts: &Facts) -> Check {
     const NAME: &str = "finished_sockets";
     let system = &facts.system;
-    let reason = |why: &str| {
+    let reason_of = |why: &str, error: Option<&io::Error>| {
         let what =
             format!("sockets that are in no table cannot be asked whether they are leaked: {why}");
-        Check::bad(NAME, Status::Degraded, unlisted::refusal(what, system))
+        let reason = unlisted::refusal(what, error, system);
+        Check::bad(NAME, Status::Degraded, reason)
     };
+    let reason = |why: &str| reason_of(why, None);
     if let Err(error) = &facts.duplicate {
-        return reason(&format!("pidfd_getfd(): {error}"));
+        return reason_of(&format!("pidfd_getfd(): {error}"), Some(error));
     }
     match system.ptrace_scope {
         Some(scope @ 3..) => reason(&format!("kernel.yama.ptrace_scope is {scope}")),

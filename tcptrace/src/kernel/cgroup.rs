@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 
 use super::{mountinfo, procfs};
+use crate::exhausted;
 use crate::reason::Reason;
 
 /// The cgroup2 file system, to find a cgroup's path by its id.
@@ -33,8 +34,9 @@ const FILEID_KERNFS: c_int = 0xfe;
 /// What is lost without cgroup2.
 #[must_use]
 pub fn reason(error: &io::Error) -> Reason {
-    Reason::new(
-        format_args!("the container of a socket is not known: {error}"),
+    exhausted::reason(
+        "the container of a socket is not known",
+        error,
         "mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup (where version 1 is, at a folder of its own)",
     )
 }

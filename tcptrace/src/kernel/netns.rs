@@ -24,6 +24,7 @@ use super::mountinfo;
 use super::netstat::TcpExt;
 use super::procfs::{self, Unseen};
 use super::sock_diag::Diag;
+use crate::exhausted;
 use crate::reason::Reason;
 
 /// Paths kept for one namespace: a process may end between the look at `/proc` and the entry.
@@ -108,8 +109,10 @@ fn fix_of(source: &(dyn std::error::Error + 'static)) -> &'static str {
     let errno = source
         .downcast_ref::<io::Error>()
         .and_then(io::Error::raw_os_error);
+    if let Some(fix) = errno.and_then(exhausted::fix) {
+        return fix;
+    }
     match errno {
-        Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
         Some(libc::EPROTONOSUPPORT) => "modprobe tcp_diag",
         Some(libc::EACCES | libc::EPERM) => "a security module forbids it: allow it there",
         _ => "please report it, with the output of `tcptrace doctor`",

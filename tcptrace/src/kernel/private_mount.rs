@@ -40,11 +40,12 @@ fn with_mounted<T: Send>(
         return Ok(work());
     }
     thread::scope(|scope| {
-        scope
-            .spawn(|| {
+        thread::Builder::new()
+            .name("mount".to_owned())
+            .spawn_scoped(scope, || {
                 mount_for_this_thread(kind, at)?;
                 Ok(work())
-            })
+            })?
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

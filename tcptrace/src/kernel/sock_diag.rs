@@ -25,6 +25,7 @@ pub(crate) use message::fuzz;
 pub use message::{Entry, TcpInfo, Timer};
 use message::{INET_DIAG_INFO, Malformed, Message, MessageHeader, SocketId};
 
+use crate::exhausted;
 use crate::reason::Reason;
 
 /// The kernel fills at most 32 KiB per read (`netlink_recvmsg` caps `max_recvmsg_len`, unchanged
@@ -123,7 +124,13 @@ impl Error {
     /// Which sockets are not known for it, and what can be done about it.
     #[must_use]
     pub fn reason(&self, netns: u32) -> Reason {
-        let fix = match self {
+        let ran_out = match self {
+            Self::Refused(error) | Self::Socket(error) => {
+                error.raw_os_error().and_then(exhausted::fix)
+            }
+            Self::NoTcpDiag | Self::Malformed(_) => None,
+        };
+        let fix = ran_out.unwrap_or(match self {
             Self::NoTcpDiag => "modprobe tcp_diag",
             Self::Refused(_) => {
                 "a security module or a container runtime forbids it: run on the host"
@@ -131,7 +138,7 @@ impl Error {
             Self::Socket(_) | Self::Malformed(_) => {
                 "please report it, with the output of `tcptrace doctor`"
             }
-        };
+        });
         let source = self.source().map(|source| format!(": {source}"));
         let source = source.unwrap_or_default();
         Reason::new(

@@ -59,7 +59,11 @@ impl System {
             .unwrap_or_else(|error| (Err(error.kind().into()), Err(error)));
         let security_modules = security_modules.unwrap_or_default();
         Self {
-            release: sysctl("kernel/osrelease").unwrap_or_default(),
+            // Not from /proc: that takes a descriptor, and there may be none left.
+            release: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
             capabilities: Capabilities::of_self(),
             user_namespace: procfs::has_own_user_namespace(),
             lockdown: match lockdown {
@@ -76,15 +80,17 @@ impl System {
         }
     }
 
-    /// Whether the release is before `major.minor`.
+    /// Whether the release is before `major.minor`; no, if that is not known.
     #[must_use]
     pub fn is_before(&self, major: u32, minor: u32) -> bool {
         let mut numbers = self
             .release
             .split(|char: char| !char.is_ascii_digit())
-            .map(|number| number.parse::<u32>().unwrap_or(0));
-        let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        found < (major, minor)
+            .map_while(|number| number.parse::<u32>().ok());
+        match (numbers.next(), numbers.next()) {
+            (Some(found_major), Some(found_minor)) => (found_major, found_minor) < (major, minor),
+            _ => false,
+        }
     }
 }
 
@@ -143,6 +149,8 @@ mod tests {
         assert!(!of("5.12.0").is_before(5, 12));
         assert!(!of("6.1.0").is_before(5, 12));
         assert!(!of("6.18.44-fc").is_before(5, 12));
+        // Which it says of no kernel whose release it could not read.
+        assert!(!of("").is_before(5, 12));
     }
 
     #[test]

@@ -32,6 +32,7 @@ use super::capabilities::Capability;
 use super::procfs::{Descriptor, Handle};
 use super::sock_diag::TcpInfo;
 use super::system::System;
+use crate::exhausted;
 use crate::reason::Reason;
 
 /// What a descriptor refers to whose inode no dump of `sock_diag` lists.
@@ -96,9 +97,14 @@ pub fn unlisted(process: &Handle, descriptor: Descriptor) -> io::Result<Unlisted
     }
 }
 
-/// Why sockets of other processes cannot be asked, on a system such as this.
+/// Why sockets of other processes cannot be asked, on a system such as this. `error` is what the kernel said of one of
+/// them, if one was tried.
 #[must_use]
-pub fn refusal(what: impl fmt::Display, system: &System) -> Reason {
+pub fn refusal(what: impl fmt::Display, error: Option<&io::Error>, system: &System) -> Reason {
+    let errno = error.and_then(io::Error::raw_os_error);
+    if let Some(fix) = errno.and_then(exhausted::fix) {
+        return Reason::new(what, fix);
+    }
     let missing = system.capabilities.missing(&[Capability::SYS_PTRACE]);
     let fix = if system.ptrace_scope.is_some_and(|scope| scope > 2) {
         "boot without kernel.yama.ptrace_scope=3, which forbids it to everybody"

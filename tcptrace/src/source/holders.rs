@@ -217,6 +217,8 @@ impl Holders {
                      over: {}",
                     refused.len()
                 ),
+                // Of one whose descriptors ran out, the whole scan is an error.
+                None,
                 &system,
             ));
         }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     event::Probes as Kind,
+    exhausted,
     kernel::{
         btf::KERNEL_BTF,
         capabilities::{self, Capability},
@@ -31,6 +32,16 @@ pub(crate) const OUTSIDE: &str = "run as root of the host, outside a user namesp
 pub(crate) fn transitions(refused: &Refused, system: &System) -> Reason {
     let release = &system.release;
     match refused {
+        // The largest thing that takes memory, and the only one whose size is an option.
+        Refused::Map(cause) if cause.errno == Some(libc::ENOMEM) => Reason::new(
+            "no memory for the ring buffer",
+            "choose a smaller one with --buffer",
+        ),
+        _ if let Some(reason) = ran_out(refused) => reason,
+        Refused::NoSysfs => Reason::new(
+            format_args!("cannot read {KERNEL_BTF}: sysfs is not mounted on /sys"),
+            "mount it: mount -t sysfs sysfs /sys",
+        ),
         Refused::NoBtf => Reason::new(
             format_args!("this kernel does not describe its types: there is no {KERNEL_BTF}"),
             "it needs one built with CONFIG_DEBUG_INFO_BTF=y, as distributions ship since about 2020",
@@ -61,10 +72,6 @@ pub(crate) fn transitions(refused: &Refused, system: &System) -> Reason {
         // the error: `bpf_base_func_proto()`, kernel/bpf/helpers.c, 5.10 to 6.18.
         _ if system.lockdown == Lockdown::Confidentiality => locked_down(),
         _ if is_denied(refused) => denied("the kernel refuses BPF programs", system),
-        Refused::Map(cause) if cause.errno == Some(libc::ENOMEM) => Reason::new(
-            "no memory for the ring buffer",
-            "choose a smaller one with --buffer",
-        ),
         Refused::Map(cause) => Reason::new(
             format_args!("the kernel does not take tcptrace's maps: {cause}"),
             REPORT,
@@ -77,6 +84,19 @@ pub(crate) fn transitions(refused: &Refused, system: &System) -> Reason {
             )
         }
     }
+}
+
+/// Why, if it is no refusal at all: something ran out. Asked before everything else.
+fn ran_out(refused: &Refused) -> Option<Reason> {
+    let fix = refused.errno().and_then(exhausted::fix)?;
+    let what = match refused {
+        Refused::BtfUnreadable(cause) => format!("cannot read {KERNEL_BTF}: {cause}"),
+        Refused::Map(cause) => format!("cannot make tcptrace's maps: {cause}"),
+        Refused::Program { name, cause } => format!("cannot load the probe of {name}: {cause}"),
+        Refused::Tracefs(cause) => format!("cannot mount or read tracefs: {cause}"),
+        _ => return None,
+    };
+    Some(Reason::new(what, fix))
 }
 
 /// Why a kernel refuses that is older than [`OLDEST`].
@@ -139,7 +159,11 @@ pub(crate) fn endings(time_wait: Kind, symbols: &Symbols, system: &System) -> Op
         Symbols::Hidden => ("/proc/kallsyms hides addresses".to_owned(), unhide(system)),
         Symbols::Unreadable(cause) => (
             format!("cannot read /proc/kallsyms: {cause}"),
-            "it needs a kernel with CONFIG_KALLSYMS=y, and /proc mounted".to_owned(),
+            cause
+                .errno
+                .and_then(exhausted::fix)
+                .unwrap_or("it needs a kernel with CONFIG_KALLSYMS=y, and /proc mounted")
+                .to_owned(),
         ),
     };
     Some(Reason::new(
@@ -206,6 +230,9 @@ pub(super) fn not_as_asked(what: &str, followed: &Followed, system: &System) -> 
 
 /// Why one way to follow something is not to be had.
 pub(crate) fn variant(refused: &Refused, system: &System) -> Reason {
+    if let Some(reason) = ran_out(refused) {
+        return reason;
+    }
     match refused {
         Refused::Program { name, cause } => {
             let fix = match cause.errno {

@@ -108,6 +108,7 @@ impl Types {
         let reader = thread::Builder::new().name("symbols".to_owned());
         let ranges = reader.spawn(|| kallsyms::find(looked_for()));
         let types = btf::Btf::of_kernel().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if !is_sysfs("/sys/kernel") => Refused::NoSysfs,
             io::ErrorKind::NotFound => Refused::NoBtf,
             io::ErrorKind::InvalidData => Refused::BtfUnusable(error.to_string()),
             _ => Refused::BtfUnreadable(Cause::from(&error)),
@@ -125,7 +126,13 @@ impl Types {
             offsets,
             missing,
             accept_arguments: types.argument_count(ACCEPT_FUNCTION),
-            btf: Btf::from_sys_fs().map_err(|error| Refused::BtfUnusable(error.to_string()))?,
+            btf: Btf::from_sys_fs().map_err(|error| {
+                let cause = Cause::of(&error);
+                match cause.errno {
+                    Some(_) => Refused::BtfUnreadable(cause),
+                    None => Refused::BtfUnusable(error.to_string()),
+                }
+            })?,
             ranges,
         })
     }
@@ -340,6 +347,11 @@ impl Object {
             };
         }
     }
+}
+
+/// Whether this is a folder of sysfs (`SYSFS_MAGIC`, `include/uapi/linux/magic.h`).
+fn is_sysfs(folder: &str) -> bool {
+    rustix::fs::statfs(folder).is_ok_and(|found| found.f_type as u64 == 0x6265_6572)
 }
 
 /// Where an error came from what was to be attached to `name`.

@@ -14,6 +14,8 @@ use crate::json::Errno;
 pub enum Refused {
     /// The kernel does not describe its types.
     NoBtf,
+    /// Where it would describe them, sysfs is not mounted.
+    NoSysfs,
     /// It does, but not to this process.
     BtfUnreadable(Cause),
     /// What it says of its types makes no sense.
@@ -88,7 +90,7 @@ impl From<&io::Error> for Cause {
 }
 
 impl Cause {
-    fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(super) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(io) = error.downcast_ref::<io::Error>() {

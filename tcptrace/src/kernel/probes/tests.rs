@@ -1,4 +1,91 @@
 use super::*;
+use crate::kernel::{capabilities::Capabilities, system::Lockdown};
+
+/// Numbers of errors that say nothing of the kernel, and a word of what helps.
+const RAN_OUT: [(i32, &str); 4] = [
+    (libc::EMFILE, "ulimit -n"),
+    (libc::ENFILE, "fs.file-max"),
+    (libc::ENOMEM, "memory"),
+    (libc::EAGAIN, "ulimit -u"),
+];
+
+#[test]
+fn what_ran_out_is_never_taken_for_something_else() {
+    // Systems of which something else would be said.
+    let old = System {
+        release: "4.19.0".to_owned(),
+        ..System::permissive()
+    };
+    let locked = System {
+        lockdown: Lockdown::Confidentiality,
+        ..System::permissive()
+    };
+    let plain = System {
+        capabilities: Capabilities(0),
+        ..System::permissive()
+    };
+    for (errno, word) in RAN_OUT {
+        let cause = Cause {
+            errno: Some(errno),
+            words: String::new(),
+        };
+        let program = Refused::Program {
+            name: "timer_start".to_owned(),
+            cause: cause.clone(),
+        };
+        let all = [
+            program.clone(),
+            Refused::BtfUnreadable(cause.clone()),
+            Refused::Map(cause.clone()),
+            Refused::Tracefs(cause.clone()),
+        ];
+        let followed = Followed {
+            by: Kind::None,
+            refused: vec![
+                (Kind::Functions, program.clone()),
+                (Kind::Tracepoints, program),
+            ],
+        };
+        for system in [&old, &locked, &plain, &System::permissive()] {
+            let symbols = Symbols::Unreadable(cause.clone());
+            let mut reasons = vec![
+                explain::time_wait(&followed, system).unwrap(),
+                explain::accept(&followed, system).unwrap(),
+                explain::endings(Kind::Tracepoints, &symbols, system).unwrap(),
+                explain::not_as_asked("TIME_WAIT", &followed, system),
+            ];
+            for refused in &all {
+                reasons.push(explain::transitions(refused, system));
+                reasons.push(explain::variant(refused, system));
+            }
+            for reason in reasons {
+                let told = reason.to_string();
+                // Of the ring buffer's memory, it is its size.
+                let ring_buffer = errno == libc::ENOMEM && told.contains("--buffer");
+                assert!(told.contains(word) || ring_buffer, "{errno}: {told}");
+                for wrong in [
+                    "too old",
+                    "report it",
+                    "CONFIG_",
+                    "locked down",
+                    "run as root",
+                    "capabilit",
+                ] {
+                    assert!(!told.contains(wrong), "{errno}: {told}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn without_sysfs_it_is_not_the_kernel_that_lacks_something() {
+    let told = explain::transitions(&Refused::NoSysfs, &System::permissive()).to_string();
+    assert_eq!(
+        told,
+        "cannot read /sys/kernel/btf/vmlinux: sysfs is not mounted on /sys; mount it: mount -t sysfs sysfs /sys"
+    );
+}
 
 fn refused(name: &str) -> Refused {
     Refused::Program {

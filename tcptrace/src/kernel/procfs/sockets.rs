@@ -62,11 +62,20 @@ pub fn sockets_by_part<P: Default + Send>(
         let length = pids.len().div_ceil(parts).max(1);
         let threads: Vec<_> = pids
             .chunks(length)
-            .map(|pids| scope.spawn(move || part(pids)))
+            .map(|pids| {
+                let reader = thread::Builder::new().name("holders".to_owned());
+                (pids, reader.spawn_scoped(scope, move || part(pids)))
+            })
             .collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, _>| {
-            let joined = thread.join();
-            joined.unwrap_or_else(|panic| panic::resume_unwind(panic))
+        let join = |(pids, thread): (&[u32], io::Result<thread::ScopedJoinHandle<'_, _>>)| {
+            match thread {
+                Ok(thread) => {
+                    let joined = thread.join();
+                    joined.unwrap_or_else(|panic| panic::resume_unwind(panic))
+                }
+                // Without a thread to spare (`EAGAIN`), it only takes longer.
+                Err(_) => part(pids),
+            }
         };
         threads.into_iter().map(join).collect()
     })
