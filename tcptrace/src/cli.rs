@@ -160,6 +160,14 @@ pub struct Leaks {
     /// Where the report of a program that is run goes, instead of standard error
     #[arg(long, value_name = "FILE", requires = "command")]
     pub(crate) report: Option<PathBuf>,
+    /// Run the program as root, also under sudo, doas or pkexec
+    ///
+    /// Without this option, the program runs as the user who called sudo, doas or pkexec, which SUDO_UID, DOAS_USER or
+    /// PKEXEC_UID names, also in a root shell that sudo has started. It has the groups of that user, and HOME, USER,
+    /// LOGNAME, SHELL and MAIL where they were root's; PATH stays as it is. A line on standard error says so. Where root
+    /// itself called, it runs as root.
+    #[arg(long, requires = "command")]
+    pub(crate) as_root: bool,
     /// How often to look, at most [default: 5s; 1s for a program that is run]
     #[arg(long, value_name = "TIME", value_parser = parse_interval, conflicts_with = "from")]
     pub(crate) interval: Option<Duration>,
@@ -306,6 +314,9 @@ pub(crate) struct LiveOptions {
     /// Log what the probes themselves meet and cannot explain (for bug reports)
     #[arg(long, hide_short_help = true, help_heading = DIAGNOSTICS)]
     pub(crate) probe_log: bool,
+    /// Run the program that is watched as root, whoever called.
+    #[arg(skip)]
+    pub(crate) as_root: bool,
 }
 
 /// Which probes are asked for, besides the one of the transitions.

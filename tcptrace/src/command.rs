@@ -1,6 +1,7 @@
 //! A program that is run to be watched: its start, the signals for it, its end.
 
 use std::{
+    env,
     ffi::OsString,
     fmt, io,
     os::unix::{
@@ -17,7 +18,11 @@ use nix::sys::{
 use rustix::process::{Pid, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::event::Printable;
+use crate::{
+    event::Printable,
+    exhausted::default_file_size_signal,
+    invoker::{self, User},
+};
 
 /// Signals that somebody may send to tcptrace and mean the program. Others do to tcptrace what they
 /// always do: SIGTTIN and SIGTTOU, because the shell sends them, and what ends them, to all of a job.
@@ -44,7 +49,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts `arguments[0]`, found as a shell finds it, with the rest as arguments.
+    /// Starts `arguments[0]`, found as a shell finds it, with the rest as arguments; as this `user` if one is given, with
+    /// its groups and environment.
     ///
     /// This process adopts what the program leaves behind (`PR_SET_CHILD_SUBREAPER`): whatever descends
     /// from the program goes on descending from this process, also when its own parent has ended.
@@ -57,20 +63,35 @@ impl Program {
     ///
     /// # Panics
     /// Without any arguments.
-    pub fn start(arguments: &[OsString]) -> Result<Self, NotStarted> {
+    pub fn start(arguments: &[OsString], user: Option<&User>) -> Result<Self, NotStarted> {
         let (name, arguments) = arguments.split_first().expect("at least the program");
         let failed = |error: io::Error| NotStarted {
             name: name.clone(),
             error,
+            as_user: user.is_some(),
         };
         set_child_subreaper(Some(getpid())).map_err(|error| failed(error.into()))?;
         // Before the program exists: nothing that is meant for it gets lost, its end included.
         let signals = Signals::take().map_err(failed)?;
         let mut command = Command::new(name);
         command.args(arguments);
+        if let Some(user) = user {
+            for (variable, value) in invoker::environment(user, |name| env::var_os(name)) {
+                match value {
+                    Some(value) => command.env(variable, value),
+                    None => command.env_remove(variable),
+                };
+            }
+        }
         let mask = signals.mask_before;
-        // SAFETY: between fork and exec there is only one system call.
-        unsafe { command.pre_exec(move || Ok(mask.thread_set_mask()?)) };
+        let become_user = user.cloned();
+        let prepare = move || {
+            mask.thread_set_mask()?;
+            default_file_size_signal();
+            become_user.as_ref().map_or(Ok(()), switch_to)
+        };
+        // SAFETY: between fork and exec there are only system calls.
+        unsafe { command.pre_exec(prepare) };
         let child = command.spawn().map_err(failed)?;
         // The handle of the standard library does nothing when dropped; the end is awaited here.
         let pid = Pid::from_child(&child);
@@ -168,6 +189,21 @@ impl Program {
     }
 }
 
+/// Makes this process the user's, for good: real, effective and saved ids.
+fn switch_to(user: &User) -> io::Result<()> {
+    let check = |result| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // Of this process, which has one thread: it was forked just now. Groups first, which only root may set.
+    // SAFETY: as many groups as it says; numbers otherwise.
+    check(unsafe { libc::setgroups(user.groups.len(), user.groups.as_ptr()) })?;
+    // SAFETY: numbers.
+    check(unsafe { libc::setresgid(user.gid, user.gid, user.gid) })?;
+    // SAFETY: numbers.
+    check(unsafe { libc::setresuid(user.uid, user.uid, user.uid) })
+}
+
 /// Stops this process as SIGTSTP does by itself: not at all where no shell could let it go on.
 fn stop() -> io::Result<()> {
     let stop = SigSet::from(Signal::SIGTSTP);
@@ -242,6 +278,8 @@ impl Drop for Signals {
 pub struct NotStarted {
     name: OsString,
     error: io::Error,
+    /// As somebody else than root, who may do less.
+    as_user: bool,
 }
 
 impl NotStarted {
@@ -263,6 +301,12 @@ impl fmt::Display for NotStarted {
         let fix = match (self.exit_code(), self.error.raw_os_error()) {
             (127, _) => {
                 "check its name and PATH, and if it is a script, the interpreter in its first line"
+            }
+            (_, Some(libc::EACCES)) if self.as_user => {
+                "make it, and every folder on the way to it, accessible to the user who called, or run it --as-root"
+            }
+            (_, Some(libc::EPERM | libc::EINVAL)) if self.as_user => {
+                "a process of the user who called cannot be made here: --as-root runs it as root"
             }
             (_, Some(libc::EACCES)) => {
                 "make it executable (chmod +x), and every folder on the way to it accessible"

@@ -12,6 +12,7 @@ pub mod exhausted;
 #[doc(hidden)]
 pub mod fuzz;
 mod human;
+pub mod invoker;
 pub mod json;
 pub mod kernel;
 pub mod leaks;

@@ -7,7 +7,7 @@ mod signals;
 mod states;
 mod watch;
 
-use std::io;
+use std::{fs::File, io};
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::Runtime;

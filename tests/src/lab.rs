@@ -110,6 +110,10 @@ impl Lab {
         let inode = self.netns.inode().to_string();
         command.args(words).args(["leaks", "--netns", &inode]);
         command.args(options).arg("--").stdin(Stdio::null());
+        // The program runs as the test does, also where somebody has called `sudo cargo test`.
+        for variable in ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"] {
+            command.env_remove(variable);
+        }
         fixture::enter(&mut command, &self.netns, self.cpu);
         command
     }

@@ -26,7 +26,8 @@ const APART: Duration = Duration::from_secs(1);
 const NEVER: Duration = Duration::from_secs(86_400);
 
 /// Runs it. Returns the exit code.
-pub(super) fn run(args: Leaks) -> Result<u8> {
+pub(super) fn run(mut args: Leaks) -> Result<u8> {
+    args.common.live.as_root = args.as_root;
     let runs = !args.command.is_empty();
     if args.once && args.stacks {
         bail!(

@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     ffi::OsString,
     io,
+    os::unix::ffi::OsStrExt as _,
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -14,7 +15,8 @@ use super::{Signals, runtime, take};
 use crate::{
     cli::LiveOptions,
     command::Program,
-    event::{End, Event},
+    event::{End, Event, Printable},
+    invoker::{self, User},
     output::{Queue, Unwritten},
     select::Selection,
     source::{self, Live, Sink, Wake},
@@ -202,8 +204,12 @@ pub(super) fn live(
         for reason in live.degraded().iter().chain(&unseen) {
             eprintln!("tcptrace: {reason}");
         }
-        if let [_, ..] = program {
-            session.until = Until::Program(Program::start(program)?);
+        if let [name, ..] = program {
+            let user = match args.as_root {
+                true => None,
+                false => announce(invoker::find()?, name),
+            };
+            session.until = Until::Program(Program::start(program, user.as_ref())?);
         }
         // Not before: the program would have it, too.
         live.raise_file_limit();
@@ -240,6 +246,17 @@ pub(super) fn live(
     let ended = ended?;
     closed.map_err(|error| not_written(&output.name, error))?;
     Ok(ended)
+}
+
+/// As whom a program is run, once that is said.
+fn announce(user: Option<User>, program: &OsString) -> Option<User> {
+    let user = user?;
+    let name = Printable(program.as_bytes());
+    eprintln!(
+        "tcptrace: running {name} as {user}, who called {}; --as-root runs it as root",
+        user.through
+    );
+    Some(user)
 }
 
 /// What was not written to `sink` for this reason, and what to do.
