@@ -160,6 +160,9 @@ pub struct Leaks {
     /// Where the report of a program that is run goes, instead of standard error
     #[arg(long, value_name = "FILE", requires = "command")]
     pub(crate) report: Option<PathBuf>,
+    /// Overwrite an older report in that file
+    #[arg(long, requires = "report")]
+    pub(crate) force: bool,
     /// Run the program as root, also under sudo, doas or pkexec
     ///
     /// Without this option, the program runs as the user who called sudo, doas or pkexec, which SUDO_UID, DOAS_USER or
@@ -250,8 +253,11 @@ pub struct Timewait {
 /// `tcptrace record`.
 #[derive(Debug, Args)]
 pub struct Record {
-    /// Where to: a file, or - for standard output
+    /// Where to: a new file, or - for standard output. It can be read by its owner alone
     pub(crate) file: PathBuf,
+    /// Overwrite an older recording in that file
+    #[arg(long)]
+    pub(crate) force: bool,
     /// How often to look who holds sockets in CLOSE_WAIT, at most
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = "1m")]
     pub(crate) interval: Duration,

@@ -16,6 +16,7 @@ pub mod invoker;
 pub mod json;
 pub mod kernel;
 pub mod leaks;
+pub mod new_file;
 pub mod output;
 mod pieces;
 mod probe_log;

@@ -259,5 +259,5 @@ pub(crate) fn changes(records: &Records) -> Vec<Change<'static>> {
 
 /// Where lines go that nobody reads: written all the same.
 pub(crate) fn nowhere() -> Output {
-    Output::file(Path::new("/dev/null")).expect("every Linux has it")
+    Output::file(Path::new("/dev/null"), false).expect("every Linux has it")
 }

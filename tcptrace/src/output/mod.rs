@@ -6,11 +6,13 @@ use std::{
     fs::File,
     io::{self, IsTerminal as _, Write},
     mem,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
 };
 
 use unicode_width::UnicodeWidthChar as _;
+
+use crate::new_file::{self, Content, NewFile};
 
 pub use queue::{Open, QUEUE_BYTES, Queue, Unwritten};
 
@@ -35,7 +37,7 @@ enum To {
     #[default]
     Stdout,
     Stderr,
-    File(File),
+    File(NewFile),
     Queue(Queue),
 }
 
@@ -44,13 +46,13 @@ impl To {
     fn open(self) -> Open {
         Box::new(|| {
             // Not through the standard library's buffer: what is queued is written as it is.
-            let file = match self {
-                Self::Stdout => io::stdout().as_fd().try_clone_to_owned()?.into(),
-                Self::Stderr => io::stderr().as_fd().try_clone_to_owned()?.into(),
-                Self::File(file) => file,
+            let stream: OwnedFd = match self {
+                Self::Stdout => io::stdout().as_fd().try_clone_to_owned()?,
+                Self::Stderr => io::stderr().as_fd().try_clone_to_owned()?,
+                Self::File(file) => return Ok(Box::new(file)),
                 Self::Queue(_) => unreachable!("a queue has no queue in front of it"),
             };
-            Ok(Box::new(file))
+            Ok(Box::new(File::from(stream)))
         })
     }
 }
@@ -65,18 +67,12 @@ impl Output {
         }
     }
 
-    /// A file, made or overwritten.
+    /// A file for a report; an older one is overwritten with `force`: see [`new_file`].
     ///
     /// # Errors
-    /// When it cannot be: with what to do.
-    pub fn file(path: &Path) -> io::Result<Self> {
-        let file = File::create(path).map_err(|error| {
-            let what = format!(
-                "cannot write the report {}: {error}; give the path of a file that can be made",
-                path.display()
-            );
-            io::Error::new(error.kind(), what)
-        })?;
+    /// When it cannot be made: with what to do.
+    pub fn file(path: &Path, force: bool) -> io::Result<Self> {
+        let file = new_file::create(path, Content::Report, force)?;
         Ok(Self {
             to: To::File(file),
             ..Self::default()

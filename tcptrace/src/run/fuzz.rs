@@ -75,5 +75,5 @@ fn show(bytes: &[u8], selection: Selection, view: &mut impl View) -> Result<()> 
 }
 
 fn nowhere() -> io::Result<Output> {
-    Output::file(Path::new("/dev/null"))
+    Output::file(Path::new("/dev/null"), false)
 }

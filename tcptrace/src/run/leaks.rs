@@ -92,7 +92,7 @@ pub(super) fn run(mut args: Leaks) -> Result<u8> {
     });
     let (mut out, name) = match &args.report {
         Some(path) => (
-            Output::file(path)?,
+            Output::file(path, args.force)?,
             format!("the report {}", path.display()),
         ),
         None if runs => (Output::stderr(), "standard error".to_owned()),
@@ -133,9 +133,7 @@ fn go(
             let live = &args.common.live;
             watch(live, options, &args.command, selection, view, output)
         }
-        (Some(path), _) => {
-            replay(source::File::open(path)?, selection, view).map(|()| None)
-        }
+        (Some(path), _) => replay(source::File::open(path)?, selection, view).map(|()| None),
         (None, None) => unreachable!("live output has a queue"),
     }
 }

@@ -3,16 +3,22 @@
 use std::{
     fs::File,
     io::{self, Write},
-    path::{Path, PathBuf},
+    os::fd::AsFd as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tcptrace_ebpf::State;
 
 use super::{options, watch};
 use crate::{
     cli::Record,
     event::{self, End, Event},
+    new_file::{self, Content},
     output::{Output, Queue},
     select::Selection,
     source::Piles,
@@ -39,8 +45,14 @@ pub(super) fn run(args: Record) -> Result<()> {
     });
     // Opened with the first event: a trace that cannot start does not cost an older recording. And by the thread that
     // writes: nobody need read a FIFO.
-    let file = args.file.clone();
-    let queue = Queue::new(Box::new(move || create(file)));
+    let (file, force) = (args.file.clone(), args.force);
+    let is_open = Arc::new(AtomicBool::new(false));
+    let opened = Arc::clone(&is_open);
+    let queue = Queue::new(Box::new(move || {
+        let sink = create(&file, force)?;
+        opened.store(true, Ordering::Relaxed);
+        Ok(sink)
+    }));
     let mut recorder = Recorder {
         tracker: Tracker::new(selection),
         out: Output::to_queue(queue.clone()),
@@ -48,9 +60,14 @@ pub(super) fn run(args: Record) -> Result<()> {
     };
     let output = watch::Output {
         queue,
-        name: format!("the recording {name}, which is not complete").into(),
+        name: format!("the recording {name}").into(),
     };
-    watch::live(&args.live, options, &[], &mut recorder, &output)?;
+    let watched = watch::live(&args.live, options, &[], &mut recorder, &output);
+    if is_open.load(Ordering::Relaxed) {
+        watched.with_context(|| format!("the recording {name} is not complete"))?;
+    } else {
+        watched?;
+    }
     if let Some(end) = recorder.end {
         eprintln!(
             "tcptrace: {} records written to {name}, {} lost",
@@ -87,13 +104,10 @@ impl watch::Consumer for Recorder {
 }
 
 /// Where a recording goes; `-` is standard output.
-fn create(path: PathBuf) -> io::Result<Box<dyn Write>> {
+fn create(path: &Path, force: bool) -> io::Result<Box<dyn Write>> {
     if path == Path::new("-") {
-        return Ok(Box::new(io::stdout()));
+        let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+        return Ok(Box::new(File::from(stdout)));
     }
-    let file = File::create(&path).map_err(|error| {
-        let what = format!("{error}; give the path of a file that can be made");
-        io::Error::new(error.kind(), what)
-    })?;
-    Ok(Box::new(file))
+    Ok(Box::new(new_file::create(path, Content::Recording, force)?))
 }

@@ -259,11 +259,12 @@ fn announce(user: Option<User>, program: &OsString) -> Option<User> {
     Some(user)
 }
 
-/// What was not written to `sink` for this reason, and what to do.
+/// What was not written to `sink` for this reason, and what to do. A file that tcptrace made explains its errors itself.
 pub(super) fn not_written(sink: &str, error: io::Error) -> io::Error {
     let fix = match error.get_ref() {
         Some(inner) if inner.is::<Unwritten>() => "let that go on reading",
-        _ => "make room, or send it elsewhere",
+        Some(_) => return error,
+        None => "make room, or send it elsewhere",
     };
     let what = format!("cannot write to {sink}: {error}; {fix}");
     io::Error::new(error.kind(), what)
