@@ -44,6 +44,11 @@ pub(crate) fn sys_exit_accept4(ctx: TracePointContext) -> i32 {
 }
 
 /// Finds the socket behind the file descriptor that the call returned.
+///
+/// Another thread may have put something else in its place since: then this is another file, perhaps no socket at all,
+/// and what lies behind it anything. A file is a socket's if file, `struct socket` and `struct sock` refer to one
+/// another (`sock_alloc_file()`, `sock_graft()`; 5.12 to 6.18): by accident, no other three objects do. Whether that
+/// socket was accepted, and not another one, the tracker decides, which knows how each began.
 #[inline(always)]
 fn returned(ctx: &TracePointContext) {
     // SAFETY: `struct syscall_trace_exit` (kernel/trace/trace.h): an 8-byte head, the number, and
@@ -60,7 +65,14 @@ fn returned(ctx: &TracePointContext) {
         let fds: *const u8 = Typed::field(table, Field::TableFds);
         let file: *const u8 = Probe::read(fds.add(fd as usize * size_of::<usize>()));
         let socket: *const u8 = Probe::field(file, Field::FilePrivate);
-        accepted(ctx, Probe::field(socket, Field::SocketSock), Some(file));
+        let socket_file: *const u8 = Probe::field(socket, Field::SocketFile);
+        let sk: *const u8 = Probe::field(socket, Field::SocketSock);
+        let sk_socket: *const u8 = Probe::field(sk, Field::SkSocket);
+        // One branch for both, and for null: a descriptor that is closed again.
+        if (socket_file as u64 ^ file as u64) | (sk_socket as u64 ^ socket as u64) != 0 {
+            return;
+        }
+        accepted(ctx, sk, Some(file));
     }
 }
 

@@ -252,3 +252,31 @@ fn connect_in_one_process_and_close_in_another() {
     path[3].assert_owner(&heir, "close");
     path[4].assert_process(&heir);
 }
+
+/// While `accept()` returns, another thread puts a socket of another process in the place of the accepted one. Where
+/// `accept()` is followed by what it returns, that one is found there.
+#[test]
+fn a_socket_put_in_place_of_an_accepted_one_keeps_its_owner() {
+    let Some(lab) = Lab::new() else { return };
+    let stream = lab.tcptrace(&["stream"]);
+    let mut server = lab.fixture("server");
+    let mut maker = lab.fixture("maker");
+    let mut racer = lab.fixture("racer");
+    let address = server.listen("listener", "127.0.0.1:0");
+    maker.connect("held", address);
+    server.accept("listener", "peer");
+    let cookie = maker.cookie("held");
+    maker.send("held", &mut racer);
+    racer.listen("busy", "127.0.0.1:0");
+    let answer = racer.ask("race busy held 1000");
+    assert!(answer["replaced"].as_u64() > Some(900), "{answer}");
+    // In softirq: nobody's call, so the owner is who it was.
+    server.close("peer");
+    let lines = stream.wait_state(&cookie, "CLOSE_WAIT", SOON);
+    lines
+        .entry(&cookie, "CLOSE_WAIT")
+        .assert_owner(&maker, "connect");
+    for line in lines.of(&cookie) {
+        assert_ne!(line.value["owner"]["comm"], "racer", "{line}");
+    }
+}

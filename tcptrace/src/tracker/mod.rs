@@ -125,6 +125,8 @@ pub struct Tracker {
     gap: bool,
     look: look::Looks,
     finished: finished::Finished,
+    /// The socket of the last accept record that was not believed.
+    refuted_accept: Option<u64>,
 }
 
 impl Tracker {
@@ -157,6 +159,7 @@ impl Tracker {
             gap: false,
             look: look::Looks::default(),
             finished: finished::Finished::default(),
+            refuted_accept: None,
         }
     }
 
@@ -169,13 +172,26 @@ impl Tracker {
                 self.transition(transition, tell);
             }
             Event::Accept(accept) => {
-                let owner = self.owner_id(Some(Owner::caller(&accept.task, Via::Accept)));
+                let caller = Owner::caller(&accept.task, Via::Accept);
+                let known = self.connections.get(accept.socket.cookie);
+                let is_refuted = known.is_some_and(|known| {
+                    owner::refutes_accept(self.owners.get(known.owner), known.state, &caller)
+                });
+                if is_refuted {
+                    self.refuted_accept = Some(accept.socket.cookie);
+                    return;
+                }
+                let owner = self.owner_id(Some(caller));
                 if let Some(connection) = self.connections.get_mut(accept.socket.cookie) {
                     connection.owner = owner;
                     connection.last = accept.time;
                 }
             }
             Event::Called(called) => {
+                // The stack of that call comes next.
+                if self.refuted_accept.take() == Some(called.cookie) {
+                    return;
+                }
                 if let Some(connection) = self.connections.get_mut(called.cookie) {
                     connection.site = Site::stack(called.stack);
                 }

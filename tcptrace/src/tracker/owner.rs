@@ -121,6 +121,25 @@ pub(super) fn after(
     }
 }
 
+/// Whether what is known of a socket shows that an accept record is not of it. Where only tracepoints follow
+/// `accept()`, the record is of the socket that its descriptor leads to when the call returns, and another thread can
+/// have put another socket there (`dup2()`). A socket is accepted once, and never one that connected or listens.
+pub(super) const fn refutes_accept(known: Option<Owner>, state: State, caller: &Owner) -> bool {
+    if matches!(state, State::Listen) {
+        return true;
+    }
+    let Some(known) = known else {
+        return false;
+    };
+    match known.via {
+        Via::Connect | Via::Listen => true,
+        // It may have shut it down before the call had returned in another thread.
+        Via::Accept | Via::Close => !known.is_same_process(caller),
+        // A scan saw who held it then, and of a listener's process it was only expected.
+        Via::Holder | Via::Listener => false,
+    }
+}
+
 /// Whether a caller made this change, and is the task that ran.
 pub(super) fn is_call(transition: &Transition) -> bool {
     transition.owned && !transition.task.kthread && call(transition).is_some()

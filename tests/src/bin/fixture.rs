@@ -19,13 +19,14 @@ use std::{
         },
     },
     process::{Command, exit},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    sched::{CloneFlags, setns, unshare},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
     sys::{
         prctl,
         resource::{Resource, setrlimit},
@@ -33,10 +34,66 @@ use nix::{
         socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
         wait::waitpid,
     },
-    unistd::{ForkResult, Gid, Uid, fork, setresgid, setresuid},
+    unistd::{ForkResult, Gid, Pid, Uid, fork, setresgid, setresuid},
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
+
+/// Accepts so many times. Returns how many times another thread has put `held` in the place of what was accepted.
+fn race(listener: &Socket, held: &Socket, times: u32) -> Result<u32, Failure> {
+    let address = listener.local_addr()?;
+    let held = held.as_raw_fd();
+    // The lowest that is free: what the next call gets.
+    let next = listener.try_clone()?.as_raw_fd();
+    let (is_due, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            // This process was started on one CPU: there, it could not run while the call returns.
+            let mut all = CpuSet::new();
+            for cpu in 0..CpuSet::count() {
+                all.set(cpu).expect("a number below the count");
+            }
+            sched_setaffinity(Pid::from_raw(0), &all).expect("there are CPUs among all");
+            let mut replaced = 0;
+            while !is_over.load(Ordering::Acquire) {
+                // SAFETY: takes numbers.
+                let is_open = || unsafe { libc::fcntl(next, libc::F_GETFD) } >= 0;
+                if is_due.load(Ordering::Acquire) && is_open() {
+                    // SAFETY: takes numbers; what it closes, the other thread only closes as well.
+                    replaced += u32::from(unsafe { libc::dup2(held, next) } == next);
+                    is_due.store(false, Ordering::Release);
+                } else if !is_due.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+            }
+            replaced
+        });
+        let accepted = (0..times).try_for_each(|_| {
+            let client = Socket::new(address.domain(), Type::STREAM, None)?;
+            client.connect(&address)?;
+            client.set_linger(Some(Duration::ZERO))?;
+            let client = above(client, next)?;
+            is_due.store(true, Ordering::Release);
+            let (server, _) = listener.accept()?;
+            while is_due.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            drop((server, client));
+            Ok(())
+        });
+        is_over.store(true, Ordering::Release);
+        let replaced = other.join().expect("it does not panic");
+        accepted.map(|()| replaced)
+    })
+}
+
+/// The socket under a number above this one.
+fn above(socket: Socket, number: RawFd) -> Result<Socket, Failure> {
+    // SAFETY: takes numbers.
+    let copy = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number + 1) };
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { Socket::from_raw_fd(Errno::result(copy)?) })
+}
 
 /// Why a command failed: the name of the errno, or a sentence about the command itself.
 struct Failure(String);
@@ -507,6 +564,12 @@ impl Sockets {
                     drop(server);
                 }
                 Ok(json!({}))
+            }
+            // Accepts and closes, while another thread puts `held` wherever something was just accepted.
+            ["race", listener, held, times] => {
+                let (listener, held) = (self.get(listener)?, self.get(held)?);
+                let times = times.parse().expect("a number");
+                Ok(json!({ "replaced": race(listener, held, times)? }))
             }
             _ => Err(Failure(format!("no such command: {}", words.join(" ")))),
         }

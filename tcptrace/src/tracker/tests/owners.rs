@@ -299,3 +299,40 @@ fn a_listener_that_was_lost_sight_of_explains_no_owner() {
     world.feed(change(20, reused, Established, Close));
     world.assert_empty();
 }
+
+#[test]
+fn a_socket_is_accepted_once_and_not_if_it_connected_or_listens() {
+    use super::super::{Owner, Via, owner::refutes_accept};
+    let accepts = Owner::caller(&nginx(), Via::Accept);
+    let refutes = |known: Option<(Task, Via)>, state| {
+        let known = known.map(|(task, via)| Owner::caller(&task, via));
+        refutes_accept(known, state, &accepts)
+    };
+    for state in [Established, CloseWait] {
+        assert!(!refutes(None, state));
+        for via in [Via::Listener, Via::Holder] {
+            assert!(!refutes(Some((curl(), via)), state), "{via}");
+        }
+        for via in [Via::Accept, Via::Close] {
+            assert!(refutes(Some((curl(), via)), state), "{via}");
+            assert!(!refutes(Some((nginx(), via)), state), "{via}");
+        }
+        for via in [Via::Connect, Via::Listen] {
+            assert!(refutes(Some((curl(), via)), state), "{via}");
+            assert!(refutes(Some((nginx(), via)), state), "{via}");
+        }
+    }
+    assert!(refutes(None, Listen));
+}
+
+#[test]
+fn a_socket_in_place_of_the_accepted_one_keeps_its_owner() {
+    let mut world = World::new();
+    world.feed(change(10, client(), Close, SynSent).by(curl()));
+    world.feed(change(11, client(), SynSent, Established));
+    // Another thread of nginx, to which it was passed, has put it where accept() had put another.
+    world.feed(accept(20, client(), nginx()));
+    world.forget_told();
+    world.feed(change(40, client(), Established, CloseWait));
+    world.assert_changes(&["1 40 ESTABLISHED>CLOSE_WAIT after 29, curl via connect"]);
+}

@@ -54,6 +54,19 @@ fn an_accepted_connection_has_the_place_of_accept() {
 }
 
 #[test]
+fn an_accept_that_is_not_believed_has_no_place_either() {
+    let mut world = World::new();
+    world.feed(change(0, client(), Close, SynSent).by(curl()));
+    world.feed(called(0, client(), 5));
+    world.feed(change(1, client(), SynSent, Established));
+    world.feed(accept(2, client(), nginx()));
+    world.feed(called(2, client(), 9));
+    assert_eq!(site(&world, client(), Established), Some(Site::stack(5)));
+    world.feed(called(3, client(), 7));
+    assert_eq!(site(&world, client(), Established), Some(Site::stack(7)));
+}
+
+#[test]
 fn from_before_there_is_none() {
     let mut world = World::new();
     world.feed(look(0, Scope::All));
