@@ -287,7 +287,7 @@ fn nobody() -> Facts {
     facts.processes = Ok(Unseen {
         unreadable: 200,
         first: Some(1),
-        hidden: None,
+        ..Unseen::default()
     });
     facts
 }
@@ -373,7 +373,7 @@ fn hiding(hidden: Hidden) -> Facts {
     let mut facts = fine();
     facts.processes = Ok(Unseen {
         hidden: Some(hidden),
-        hidden: None,
+        ..Unseen::default()
     });
     facts
 }

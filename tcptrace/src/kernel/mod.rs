@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod kallsyms;
 pub mod memory;
+mod mount_tables;
 pub mod mountinfo;
 pub mod netns;
 pub mod netstat;

@@ -7,20 +7,22 @@
 //! them would change what is observed. So what is kept are paths that lead into it, and each look
 //! enters through one of them, on a thread of its own. That costs 0.2 ms beside the look itself.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error as _;
 use std::fs;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic;
 use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fstatfs, open, statat};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::mountinfo;
+use super::mount_tables::{self, MountTables};
 use super::netstat::TcpExt;
 use super::procfs::{self, Unseen};
 use super::sock_diag::Diag;
@@ -134,13 +136,12 @@ impl Namespaces {
         let own = own_inode()?;
         let mut found = Found::default();
         found.namespace(own).own = true;
-        // Mounts first: they outlive processes.
         found.names();
-        found.mounts(&procfs::read(CWD, "/proc/self/mountinfo")?, Path::new("/"));
         if let Some(mnt) = procfs::link_inode(CWD, "/proc/self/ns/mnt", MNT)? {
-            found.mount_namespaces.insert(mnt);
+            found.mount_namespace(mnt, std::process::id());
         }
-        let unseen = found.processes()?;
+        let mut unseen = found.processes()?;
+        found.mounts(&mut unseen);
         Ok(Self {
             by_inode: found.by_inode,
             unseen,
@@ -286,9 +287,13 @@ const MNT: &str = "mnt:[";
 #[derive(Default)]
 struct Found {
     by_inode: BTreeMap<u32, Namespace>,
-    /// Mount namespaces whose mounts were read.
-    mount_namespaces: HashSet<u32>,
+    mount_namespaces: Vec<mount_tables::Found>,
+    /// By inode number: the place in that list.
+    mount_namespace_at: HashMap<u32, usize>,
 }
+
+/// Kept from scan to scan, whoever asks.
+static MOUNT_TABLES: LazyLock<Mutex<MountTables>> = LazyLock::new(Mutex::default);
 
 impl Found {
     fn namespace(&mut self, inode: u32) -> &mut Namespace {
@@ -329,17 +334,31 @@ impl Found {
         }
     }
 
-    /// The mounted namespaces in a mount table, whose paths begin at `root`.
-    fn mounts(&mut self, table: &[u8], root: &Path) {
-        for mount in mountinfo::mounts(table) {
-            if let Some(inode) = procfs::bracketed(&mount.root, NET) {
-                let below = mount.point.strip_prefix("/").unwrap_or(&mount.point);
-                self.door(inode, || root.join(below));
-            }
+    fn mount_namespace(&mut self, inode: u32, pid: u32) {
+        let next = self.mount_namespaces.len();
+        let at = *self.mount_namespace_at.entry(inode).or_insert(next);
+        if at == next {
+            self.mount_namespaces.push(mount_tables::Found {
+                inode,
+                pids: Vec::new(),
+            });
         }
+        self.mount_namespaces[at].add(pid);
     }
 
-    /// The namespaces of all processes and threads, and what their mount namespaces have mounted.
+    /// The network namespaces that the mount namespaces have mounted.
+    fn mounts(&mut self, unseen: &mut Unseen) {
+        let found = mem::take(&mut self.mount_namespaces);
+        let mut tables = MOUNT_TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = tables.scan(found, mount_tables::MOST_BYTES, |inode, pid, point| {
+            self.door(inode, || {
+                Path::new(&format!("/proc/{pid}/root")).join(point)
+            });
+        });
+        (unseen.mount_tables, unseen.first_mount_table) = (left_out.count, left_out.first);
+    }
+
+    /// The namespaces of all processes and threads, and their mount namespaces.
     fn processes(&mut self) -> io::Result<Unseen> {
         let mut tids = Vec::new();
         procfs::processes(|process| {
@@ -367,14 +386,7 @@ impl Found {
             let Some(mnt) = procfs::link_inode(process, "ns/mnt", MNT)? else {
                 return Ok(());
             };
-            if !self.mount_namespaces.contains(&mnt) {
-                let table = match procfs::read(process, "mountinfo") {
-                    Err(Errno::INVAL) => return Ok(()), // it has just ended
-                    table => table?,
-                };
-                self.mounts(&table, Path::new(&format!("/proc/{pid}/root")));
-                self.mount_namespaces.insert(mnt);
-            }
+            self.mount_namespace(mnt, pid);
             Ok(())
         })
     }
@@ -423,6 +435,7 @@ pub fn resolve(text: &str) -> io::Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::net::TcpListener;
     use std::sync::mpsc;
     use std::time::Duration;

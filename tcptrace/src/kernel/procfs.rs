@@ -36,6 +36,10 @@ pub struct Unseen {
     pub first: Option<u32>,
     /// Why there may be processes that `/proc` does not even list.
     pub hidden: Option<Hidden>,
+    /// Mount namespaces whose table was not read to its end: what is mounted there may be missing.
+    pub mount_tables: u32,
+    /// A process in the first of them.
+    pub first_mount_table: Option<u32>,
 }
 
 /// Why `/proc` may not list all processes.
@@ -78,6 +82,19 @@ impl Unseen {
             reasons.push(Reason::new(
                 format_args!("processes that could not be read: {which}"),
                 fix,
+            ));
+        }
+        if self.mount_tables > 0 {
+            let which = match self.first_mount_table {
+                Some(pid) => format!("{} (the first is that of pid {pid})", self.mount_tables),
+                None => self.mount_tables.to_string(),
+            };
+            reasons.push(Reason::new(
+                format_args!(
+                    "mount namespaces that have too many mounts to read all: {which}; network namespaces that are \
+                     only mounted there may be missing"
+                ),
+                "see who makes that many (wc -l /proc/PID/mountinfo)",
             ));
         }
         match self.hidden {
@@ -310,6 +327,8 @@ mod tests {
             unreadable: 3,
             first: Some(7),
             hidden: Some(Hidden::PidNamespace),
+            mount_tables: 2,
+            first_mount_table: Some(9),
         };
         let said = |capabilities| -> Vec<String> {
             let reasons = unseen.reasons(capabilities);
@@ -320,6 +339,9 @@ mod tests {
             [
                 "processes that could not be read: 3 (the first is pid 7); run as root, or with \
                  CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
+                "mount namespaces that have too many mounts to read all: 2 (the first is that of pid 9); network \
+                 namespaces that are only mounted there may be missing; see who makes that many (wc -l \
+                 /proc/PID/mountinfo)",
                 "processes outside this pid namespace are out of sight; run on the host, or share \
                  its pid namespace"
             ]
