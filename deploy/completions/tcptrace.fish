@@ -63,6 +63,8 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l comm -d 'Nam
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l container -d 'Container the socket was made in: its name, or the beginning of its id' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l once -d 'Look twice, one second apart, print one report and end. Needs neither BPF nor, for one\'s own processes, privileges'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l exit-code -d 'Exit with 1 if the last report tells of a leak'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l force -d 'Overwrite an older report in that file'
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l as-root -d 'Run the program as root, also under sudo, doas or pkexec'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l stacks -d 'Also from where in its code the process opened the sockets: the stack at connect() and accept(), with files and lines where there is debug information'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l dwell -d 'With every report, also how long sockets stay in the state, by process; whoever opens a connection is remembered for it, which costs more of every connection'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l no-color -d 'No colours (also: set NO_COLOR). There are none anyway unless the output is a terminal'
@@ -170,6 +172,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l lport -d 'L
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l rport -d 'Remote port' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l addr -d 'Address, local or remote, or a network: 10.0.0.7, 10.0.0.0/8, fe80::/10' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l netns -d 'Network namespace: a name of `ip netns`, a path, or an inode number' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l force -d 'Overwrite an older recording in that file'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l stacks -d 'Also from where in their code processes connect and accept, for `leaks --stacks --from`'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l probe-log -d 'Log what the probes themselves meet and cannot explain (for bug reports)'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -s 4 -l ipv4 -d 'IPv4 only; IPv4 on an IPv6 socket is IPv4'

@@ -90,10 +90,7 @@ impl Unseen {
                 None => self.mount_tables.to_string(),
             };
             reasons.push(Reason::new(
-                format_args!(
-                    "mount namespaces that have too many mounts to read all: {which}; network namespaces that are \
-                     only mounted there may be missing"
-                ),
+                format_args!("mount namespaces with too many mounts to read them all: {which}"),
                 "see who makes that many (wc -l /proc/PID/mountinfo)",
             ));
         }
@@ -339,9 +336,8 @@ mod tests {
             [
                 "processes that could not be read: 3 (the first is pid 7); run as root, or with \
                  CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
-                "mount namespaces that have too many mounts to read all: 2 (the first is that of pid 9); network \
-                 namespaces that are only mounted there may be missing; see who makes that many (wc -l \
-                 /proc/PID/mountinfo)",
+                "mount namespaces with too many mounts to read them all: 2 (the first is that of pid 9); see who makes \
+                 that many (wc -l /proc/PID/mountinfo)",
                 "processes outside this pid namespace are out of sight; run on the host, or share \
                  its pid namespace"
             ]
