@@ -48,7 +48,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -s o -l output 
 json\t'For programs: one object a line'"
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l from -d 'Read a recording instead of the kernel; - is standard input' -r -F
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l duration -d 'End after this time: 30s, 5m, 1h' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack takes 9 KiB [default: 8M; 64M with --stacks]' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G [default: 4M for each CPU]' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand leaks" -l probes -d 'How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none; auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at sock_diag four times a second, and is an estimate' -r -f -a "auto\t''
 functions\t''
 tracepoints\t''
@@ -109,7 +109,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -s o -l output
 json\t'For programs: one object a line'"
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l from -d 'Read a recording instead of the kernel; - is standard input' -r -F
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l duration -d 'End after this time: 30s, 5m, 1h' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack takes 9 KiB [default: 8M; 64M with --stacks]' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G [default: 4M for each CPU]' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand stream" -l probes -d 'How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none; auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at sock_diag four times a second, and is an estimate' -r -f -a "auto\t''
 functions\t''
 tracepoints\t''
@@ -142,7 +142,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -s o -l outp
 json\t'For programs: one object a line'"
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l from -d 'Read a recording instead of the kernel; - is standard input' -r -F
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l duration -d 'End after this time: 30s, 5m, 1h' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack takes 9 KiB [default: 8M; 64M with --stacks]' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G [default: 4M for each CPU]' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -l probes -d 'How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none; auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at sock_diag four times a second, and is an estimate' -r -f -a "auto\t''
 functions\t''
 tracepoints\t''
@@ -162,7 +162,7 @@ complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -s 6 -l ipv6
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand timewait" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l interval -d 'How often to look who holds sockets in CLOSE_WAIT, at most' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l duration -d 'End after this time: 30s, 5m, 1h' -r
-complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G. The default holds 70,000 events: twenty milliseconds, the longest it waits, at three million a second. A stack takes 9 KiB [default: 8M; 64M with --stacks]' -r
+complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l buffer -d 'Size of the buffer between kernel and tcptrace, a power of two from 4K to 1G [default: 4M for each CPU]' -r
 complete -c tcptrace -n "__fish_tcptrace_using_subcommand record" -l probes -d 'How TIME_WAIT and accept() are followed: by probes of the one kind, or of the other, or by none; auto takes what this kernel accepts, functions first. With none, TIME_WAIT comes from looks at sock_diag four times a second, and is an estimate' -r -f -a "auto\t''
 functions\t''
 tracepoints\t''

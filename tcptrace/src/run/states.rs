@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use anyhow::Result;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::{Signals, runtime, to_stdout};
+use super::{Signals, runtime, to_stdout, watch::LAST_OUTPUT};
 use crate::{
     cli::{Format, States},
     kernel::clock,
@@ -35,7 +35,8 @@ pub(super) fn run(args: States) -> Result<()> {
 
 /// Looks until a signal, or until the time is up.
 fn watch(show: &mut Show, every: Duration, duration: Option<Duration>) -> Result<()> {
-    runtime()?.block_on(async {
+    let queue = show.out.queued();
+    let watched = runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -53,13 +54,21 @@ fn watch(show: &mut Show, every: Duration, duration: Option<Duration>) -> Result
                 biased;
                 () = signals.come() => break,
                 () = &mut is_over => break,
+                () = queue.failed() => break,
                 _ = ticks.tick() => {}
+            }
+            // Nobody reads what there is already.
+            if !queue.has_room() {
+                continue;
             }
             report = show.look()?;
             show.write(&report, false)?;
         }
         show.end(&report)
-    })
+    });
+    let closed = queue.close(LAST_OUTPUT, Some(std::time::Instant::now() + LAST_OUTPUT));
+    watched?;
+    Ok(closed.map_err(to_stdout)?)
 }
 
 /// What to look for, and where to show it.

@@ -27,7 +27,7 @@ use crate::{
 /// After a signal, or when the time is up: how long the last records and the last scan may take.
 const LAST_WORK: Duration = Duration::from_secs(1);
 /// After a signal: how long it may take until the last output is written.
-const LAST_OUTPUT: Duration = Duration::from_millis(1500);
+pub(super) const LAST_OUTPUT: Duration = Duration::from_millis(1500);
 
 /// What a command makes of events.
 pub(super) trait Consumer {

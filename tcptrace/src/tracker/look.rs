@@ -27,8 +27,10 @@ pub(super) struct Looks {
     all: u32,
     /// Counts looks of any kind, for timewait sockets and for those that may have become one.
     any: u32,
-    /// How many looks at everything since records were lost.
+    /// How many looks at everything have begun and ended since records were lost.
     since_loss: u32,
+    /// Records were lost since the look under way began: it may have shown what has changed unseen.
+    lost_meanwhile: bool,
     /// The look under way.
     current: Option<Look>,
     /// Sockets it showed, by inode, whose holders are asked for.
@@ -49,6 +51,7 @@ impl Looks {
     /// Records were lost: what is known may be wrong until looks have shown what exists.
     pub(super) const fn loss(&mut self) {
         self.since_loss = 0;
+        self.lost_meanwhile = true;
     }
 
     /// The number that a connection carries which is seen now.
@@ -83,6 +86,7 @@ impl Tracker {
             Scope::Orphans | Scope::States(_) => {}
         }
         self.look.current = Some(look);
+        self.look.lost_meanwhile = false;
         self.look.by_inode.clear();
         self.look.not_accepted.clear();
         self.look.accepted.clear();
@@ -366,7 +370,7 @@ impl Tracker {
         let everything = look.scope == Scope::All;
         if everything {
             self.finished.end_look();
-            self.look.since_loss += 1;
+            self.look.since_loss += u32::from(!self.look.lost_meanwhile);
             self.gap &= self.look.since_loss < MISSES;
         }
         let any = self.look.any;

@@ -42,6 +42,20 @@ fn what_happened_during_a_look_is_not_judged_by_it() {
     world.assert_empty();
 }
 
+/// A scan that was under way when records were lost may have shown what has changed unseen since.
+#[test]
+fn a_look_that_records_were_lost_in_makes_up_for_nothing() {
+    let mut world = World::new();
+    world.feed(look(10, Scope::All));
+    world.feed(lost(12));
+    world.feed(look_end(15, &[NETNS]));
+    assert!(!world.tracker.sees_ends());
+    all(&mut world, 20, &[]);
+    assert!(!world.tracker.sees_ends());
+    all(&mut world, 30, &[]);
+    assert!(world.tracker.sees_ends());
+}
+
 #[test]
 fn a_namespace_that_was_not_looked_at_is_not_judged() {
     let mut world = World::new();
