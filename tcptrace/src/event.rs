@@ -28,7 +28,7 @@ pub enum Event {
     Transition(Transition),
     /// A process got a connection from `accept()`.
     Accept(Accept),
-    /// Where in its code a process connected or accepted, just before: its stack.
+    /// Where in its code a process connected or accepted, a while before: its stack. The socket can be gone.
     Called(Called),
     /// What a stack is. It can come after what refers to it, and again, when more has become known.
     Stack(Box<Stack>),
@@ -503,6 +503,24 @@ pub enum StackEnd {
     TooMany,
     /// What looks up names has failed.
     NoNames,
+    /// Too many stacks came at once, or the process has used up its share of CPU time: this one was given up.
+    Overload,
+    /// The unwind table of the last frame's file was not read; [`Frame::unread`] says why.
+    Unread,
+}
+
+/// Why a file of a program was not read, or not all of it. What is in it was written by others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unread {
+    /// It ended the process that reads files.
+    Crashed,
+    /// Reading it took too long.
+    TooSlow,
+    /// It takes more memory than there is for reading files.
+    TooLarge,
+    /// Other files of this user's processes ended the process that reads files too often.
+    Distrusted,
 }
 
 /// A function that is being called.
@@ -533,6 +551,9 @@ pub struct Frame {
     /// Its code was made at run time.
     #[serde(skip_serializing_if = "is_false")]
     pub made: bool,
+    /// Why the file, or the list of names of code made at run time, was not read, or not all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
 }
 
 /// A timewait socket began, started again, or ended.

@@ -12,14 +12,12 @@ use crate::{container, event, kernel, run, source};
 pub type Target = fn(&[u8]);
 
 /// Every entry point, by the name of its folder in `fuzz/seeds`.
-///
-/// The decoder of messages between tcptrace and its naming child belongs here as `names_protocol`: one line here, one
-/// `pub(crate) fn fuzz(bytes: &[u8])` beside the decoder, and seeds in `fuzz/seeds/names_protocol`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("btf", btf),
     ("cgroup_path", cgroup_path),
     ("kallsyms", kernel::kallsyms::fuzz),
     ("mountinfo", mountinfo),
+    ("names_protocol", source::fuzz_stacks::protocol),
     ("netstat", netstat),
     ("perf_map", source::fuzz_stacks::perf_map),
     ("proc_details", kernel::procfs::fuzz::details),

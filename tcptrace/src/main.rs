@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tcptrace::{cli::Cli, command::NotStarted, exhausted, run};
+use tcptrace::{cli::Cli, command::NotStarted, exhausted, run, source};
 
 fn main() -> ExitCode {
     exhausted::ignore_file_size_signal();
+    // Before the command line: it is none that anybody has written.
+    source::run_if_asked();
     match run::run(Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         // Whoever read our output has had enough: no mistake of anybody's.

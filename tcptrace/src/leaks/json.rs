@@ -155,6 +155,7 @@ struct FrameFields<'a> {
     address: String,
     inlined: bool,
     main: bool,
+    unread: Option<event::Unread>,
 }
 
 /// An object of counts by reason.
@@ -189,6 +190,7 @@ impl<'a> FrameFields<'a> {
             address: format!("{:#x}", frame.address),
             inlined: frame.inlined,
             main: frame.main,
+            unread: frame.unread,
         }
     }
 }

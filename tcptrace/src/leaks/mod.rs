@@ -97,7 +97,7 @@ impl Watch {
                     self.sights.add(fact);
                 }
             }
-            Fact::Stack(_) if self.options.stacks => self.sights.add(fact),
+            Fact::Stack(_) | Fact::Called(..) if self.options.stacks => self.sights.add(fact),
             _ if !self.looking => {}
             Fact::LookEnd(time) => self.due = Some(time),
             fact => self.sights.add(fact),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     event::{Detail, Holder, Process, Row, Socket, States},
-    tracker::{Change, Fact, Owner, Standing, Tracker, Via},
+    tracker::{Change, Fact, Owner, Site, Standing, Tracker, Via},
 };
 
 /// For how many leaks, the worst, it is said what would clear them: nobody reads more of them.
@@ -87,6 +87,8 @@ pub(super) struct Sights {
     stacks: stacks::Known,
     /// Sockets that were left open until their processes ended.
     left: Vec<(State, Owner, Leaked)>,
+    /// Where in it are those by cookie of which it is not known from where they were opened: that can come later.
+    left_untold: HashMap<u64, usize>,
 }
 
 impl Sights {
@@ -101,6 +103,7 @@ impl Sights {
             growth: BTreeMap::new(),
             stacks: stacks::Known::default(),
             left: Vec::new(),
+            left_untold: HashMap::new(),
         }
     }
 
@@ -117,6 +120,12 @@ impl Sights {
                 self.processes.insert(id, process.clone());
             }
             Fact::Stack(stack) => self.stacks.add(stack),
+            Fact::Called(cookie, site) => {
+                if let Some(index) = self.left_untold.remove(&cookie) {
+                    let (_, _, leaked) = &mut self.left[index];
+                    leaked.site = site;
+                }
+            }
             Fact::Change(_) | Fact::TimeWaitEnd(_) | Fact::Lost(_) | Fact::LookEnd(_) => {}
         }
     }
@@ -214,6 +223,10 @@ impl Sights {
             fds: fds(holders),
             at_exit: true,
         };
+        if leaked.site == Site::UNTOLD {
+            self.left_untold
+                .insert(leaked.socket.cookie, self.left.len());
+        }
         self.left.push((change.from, owner, leaked));
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Cause, report::Leaked};
 use crate::{
-    event::{Frame, Stack, StackEnd, Via},
+    event::{Frame, Stack, StackEnd, Unread, Via},
     tracker::Site,
 };
 
@@ -184,8 +184,24 @@ pub(super) const fn why_no_more(end: StackEnd) -> Option<&'static str> {
             "tcptrace is in a pid namespace of its own and cannot tell which process it is"
         }
         StackEnd::TooMany => "there were too many different stacks",
-        StackEnd::NoNames => "what looks up names in tcptrace has failed, which is a defect",
+        StackEnd::NoNames => "the process that reads files of programs has failed",
+        StackEnd::Overload => {
+            "more stacks than tcptrace could walk, or more of this process than is its share"
+        }
+        StackEnd::Unread => "the unwind table of the file was not read",
     })
+}
+
+/// Why a frame may lack its function or line, for a person.
+pub(super) const fn why_unread(unread: Unread) -> &'static str {
+    match unread {
+        Unread::Crashed => "names not read: the file ended the process that reads files",
+        Unread::TooSlow => "names not read: reading the file took too long",
+        Unread::TooLarge => "not all names read: the file takes more memory than there is for it",
+        Unread::Distrusted => {
+            "names not read: other files of this user ended the process that reads files"
+        }
+    }
 }
 
 #[cfg(test)]

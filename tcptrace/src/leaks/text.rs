@@ -473,6 +473,9 @@ impl<'a> std::fmt::Display for Place<'a> {
         if frame.inlined {
             f.write_str(" (inlined)")?;
         }
+        if let Some(unread) = frame.unread {
+            write!(f, " [{}]", stacks::why_unread(unread))?;
+        }
         Ok(())
     }
 }

@@ -211,8 +211,6 @@ pub(super) fn live(
             };
             session.until = Until::Program(Program::start(program, user.as_ref())?);
         }
-        // Not before: the program would have it, too.
-        live.raise_file_limit();
         if live.is_traced() && program.is_empty() {
             eprintln!("tcptrace: tracing");
         }

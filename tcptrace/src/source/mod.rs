@@ -12,6 +12,10 @@ mod stacks;
 pub use file::{Error as FileError, File};
 pub use live::{Live, Options, Piles, Tracing, Wake};
 pub(crate) use stacks::fuzz as fuzz_stacks;
+/// What it says, and is told: bytes that are not trusted.
+pub use stacks::worker::protocol;
+/// For the program's `main`: whether this process is to read other users' files.
+pub use stacks::worker::run_if_asked;
 
 use std::time::Duration;
 

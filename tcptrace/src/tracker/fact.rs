@@ -26,6 +26,8 @@ pub enum Fact<'a> {
     LookEnd(u64),
     /// What the stack of a [`Site`] is.
     Stack(&'a Stack),
+    /// From where a connection was opened that is over, by its cookie: it has become known only now.
+    Called(u64, Site),
 }
 
 /// Where in its code a process got a connection. There is one of each connection: four bytes.

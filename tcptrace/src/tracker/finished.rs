@@ -71,6 +71,13 @@ impl Finished {
         self.by_cookie.get(&cookie)
     }
 
+    /// It has become known from where it was opened.
+    pub(super) fn called(&mut self, cookie: u64, site: Site) {
+        if let Some(ended) = self.by_cookie.get_mut(&cookie) {
+            ended.site = site;
+        }
+    }
+
     /// A look showed it.
     pub(super) fn seen(&mut self, cookie: u64) {
         if let Some(ended) = self.by_cookie.get_mut(&cookie) {

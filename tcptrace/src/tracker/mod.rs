@@ -74,6 +74,8 @@ const _: () = assert!(size_of::<Option<Connection>>() <= 104);
 
 /// When so many cgroups are known, those that no socket is in are forgotten.
 const MOST_CGROUPS: usize = 1 << 17;
+/// So many accept records that were not believed are remembered: there is one where a descriptor was replaced.
+const MOST_REFUTED: usize = 1 << 10;
 
 /// A timewait socket's identity. The cookie alone will not do: a socket that is shut down, finishes, and
 /// connects again leaves timewait sockets of one cookie behind.
@@ -125,8 +127,8 @@ pub struct Tracker {
     gap: bool,
     look: look::Looks,
     finished: finished::Finished,
-    /// The socket of the last accept record that was not believed.
-    refuted_accept: Option<u64>,
+    /// Sockets of accept records that were not believed, whose stacks are still to come; when those calls were.
+    refuted_accepts: HashMap<u64, u64>,
 }
 
 impl Tracker {
@@ -159,7 +161,7 @@ impl Tracker {
             gap: false,
             look: look::Looks::default(),
             finished: finished::Finished::default(),
-            refuted_accept: None,
+            refuted_accepts: HashMap::new(),
         }
     }
 
@@ -178,7 +180,13 @@ impl Tracker {
                     owner::refutes_accept(self.owners.get(known.owner), known.state, &caller)
                 });
                 if is_refuted {
-                    self.refuted_accept = Some(accept.socket.cookie);
+                    if self.stacks {
+                        if self.refuted_accepts.len() >= MOST_REFUTED {
+                            self.refuted_accepts.clear();
+                        }
+                        let socket = accept.socket.cookie;
+                        self.refuted_accepts.insert(socket, accept.time);
+                    }
                     return;
                 }
                 let owner = self.owner_id(Some(caller));
@@ -188,12 +196,20 @@ impl Tracker {
                 }
             }
             Event::Called(called) => {
-                // The stack of that call comes next.
-                if self.refuted_accept.take() == Some(called.cookie) {
+                let (cookie, site) = (called.cookie, Site::stack(called.stack));
+                // The stack of a call comes after the call. That of an earlier one, which was believed, may be late.
+                let refuted = self.refuted_accepts.get(&cookie);
+                if refuted.is_some_and(|at| called.time >= *at) {
+                    self.refuted_accepts.remove(&cookie);
                     return;
                 }
-                if let Some(connection) = self.connections.get_mut(called.cookie) {
-                    connection.site = Site::stack(called.stack);
+                // It comes when the stack was walked, and then the connection can be over.
+                match self.connections.get_mut(cookie) {
+                    Some(connection) => connection.site = site,
+                    None => {
+                        self.finished.called(cookie, site);
+                        tell(Fact::Called(cookie, site));
+                    }
                 }
             }
             Event::Stack(stack) => tell(Fact::Stack(stack)),

@@ -11,7 +11,6 @@ mod storm;
 
 use std::{io, ops::ControlFlow, os::fd::OwnedFd, time::Duration};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tcptrace_ebpf::{Counter, State};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -192,9 +191,10 @@ impl Live {
         let (cgroups, no_containers) = KnownCgroups::open();
         degraded.extend(no_containers);
         let stacks = match &options.tracing {
-            Tracing::Required(settings) if settings.has_stacks() => Some(Stacks::new()?),
+            Tracing::Required(settings) if settings.has_stacks() => Some(Stacks::new()),
             _ => None,
         };
+        degraded.extend(stacks.iter().flat_map(|stacks| stacks.degraded().to_vec()));
         let own_pid = (!procfs::has_private_pids()).then(std::process::id);
         let reader = Reader::new(
             probes.as_mut().map(Probes::take_records),
@@ -376,21 +376,6 @@ impl Live {
         }
     }
 
-    /// For stacks, the files of many processes are kept open: takes as many descriptors as this process may.
-    pub fn raise_file_limit(&self) {
-        if self.reader.stacks.is_some() {
-            let limit = getrlimit(Resource::Nofile);
-            // Without, frames of files that cannot be opened have no names.
-            let _ = setrlimit(
-                Resource::Nofile,
-                Rlimit {
-                    current: limit.maximum,
-                    ..limit
-                },
-            );
-        }
-    }
-
     /// Reads what has come, and sees to what is due.
     ///
     /// # Errors
@@ -403,6 +388,10 @@ impl Live {
         }
         if let Some(stacks) = &mut self.reader.stacks {
             stacks.told(&mut |event| sink.emit(event));
+            // Of a call it is to be known soon from where it came, and nothing else would wake this up for it.
+            if stacks.is_waiting() {
+                self.sleep.get_or_insert(DRAIN_EVERY);
+            }
         }
         let check = Instant::now() >= self.next_check;
         if check || (self.sleep.is_some() && Instant::now() >= self.next_losses) {

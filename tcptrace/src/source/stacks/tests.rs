@@ -1,8 +1,6 @@
-//! What is kept of processes, and what is not.
+//! Records go in, events come out: through the opener, and a reader that is a thread of this test.
 
-use zerocopy::{FromZeros as _, IntoBytes as _};
-
-use super::*;
+use super::{target::Key, *};
 
 /// A record of this process's stack, as the kernel would write it, with nothing copied but where it is.
 fn record(instruction: usize) -> Box<kernel::Stack> {
@@ -19,37 +17,59 @@ fn record(instruction: usize) -> Box<kernel::Stack> {
     record
 }
 
-/// The ids of stacks that records have, and those told of at once.
-fn ids(stacks: &mut Stacks, record: &kernel::Stack) -> (u32, Vec<(u32, StackEnd)>) {
-    let (mut called, mut told) = (0, Vec::new());
+/// What is told for a record: the id of its stack, and the stacks themselves.
+fn take(stacks: &mut Stacks, record: &kernel::Stack) -> (u32, Vec<Stack>) {
+    let (mut called, mut told) = (Vec::new(), Vec::new());
     let mut each = |event: &Event| match event {
-        Event::Called(of) => called = of.stack,
-        Event::Stack(stack) => told.push((stack.id, stack.end)),
+        Event::Called(of) => called.push(of.stack),
+        Event::Stack(stack) => told.push(stack.as_ref().clone()),
         _ => {}
     };
     stacks.take(record.as_bytes(), &mut each).unwrap();
-    (called, told)
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while stacks.is_waiting() {
+        assert!(Instant::now() < deadline, "nothing came back");
+        thread::sleep(Duration::from_millis(1));
+        stacks.told(&mut each);
+    }
+    assert_eq!(called.len(), 1);
+    (called[0], told)
 }
 
 fn stacks() -> Stacks {
-    let mut stacks = Stacks::new().unwrap();
+    let mut stacks = Stacks::new();
     stacks.private_pids = false;
     stacks
 }
 
+/// What is told at the end.
+fn finish(mut stacks: Stacks) -> Vec<Stack> {
+    let mut told = Vec::new();
+    stacks.finish(&mut |event: &Event| {
+        if let Event::Stack(stack) = event {
+            told.push(stack.as_ref().clone());
+        }
+    });
+    told
+}
+
 #[test]
-fn stacks_of_processes_that_ended_are_forgotten_and_ids_not_given_twice() {
+fn a_stack_has_one_id_and_its_name_follows() {
     let mut stacks = stacks();
-    let own = record(ids as *const () as usize);
-    let (first, _) = ids(&mut stacks, &own);
-    assert_eq!(ids(&mut stacks, &own).0, first);
+    let own = record(take as *const () as usize);
+    let (first, mut told) = take(&mut stacks, &own);
+    assert_eq!(take(&mut stacks, &own).0, first);
     stacks.look();
-    assert_eq!((stacks.ids.len(), stacks.processes.len()), (1, 1));
-    // As if the process were another than the one that was there.
-    stacks.processes.clear();
-    stacks.look();
-    assert_eq!(stacks.ids.len(), 0);
-    assert_eq!(ids(&mut stacks, &own).0, first + 1);
+    assert_eq!(take(&mut stacks, &own).0, first);
+    told.extend(finish(stacks));
+    let named: Vec<_> = told.iter().filter(|stack| stack.id == first).collect();
+    assert_eq!(named.len(), 1, "{told:?}");
+    let function = named[0].frames[0].function.as_deref();
+    assert!(
+        function.is_some_and(|name| name.contains("take")),
+        "{told:?}"
+    );
+    assert_eq!(named[0].pid, std::process::id());
 }
 
 #[test]
@@ -57,47 +77,71 @@ fn stacks_without_frames_are_one_for_each_reason() {
     let mut stacks = stacks();
     let mut gone = record(1);
     gone.header.start = 7;
-    let (id, told) = ids(&mut stacks, &gone);
-    assert_eq!(told, [(id, StackEnd::Gone)]);
+    let (id, told) = take(&mut stacks, &gone);
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].id, told[0].end), (id, StackEnd::Gone));
     gone.header.start = 20_000_007;
-    assert_eq!(ids(&mut stacks, &gone), (id, Vec::new()));
-    assert_eq!(stacks.processes.len(), 2);
-    stacks.look();
-    assert_eq!((stacks.ids.len(), stacks.processes.len()), (0, 0));
-    let (other, told) = ids(&mut stacks, &record(0));
-    assert_eq!(told, [(other, StackEnd::NoUser)]);
+    assert_eq!(take(&mut stacks, &gone), (id, Vec::new()));
+    let (other, told) = take(&mut stacks, &record(0));
+    assert_eq!((told[0].id, told[0].end), (other, StackEnd::NoUser));
     assert_ne!(other, id);
-}
-
-#[test]
-fn of_too_many_processes_the_one_seen_longest_ago_is_forgotten() {
-    let mut stacks = stacks();
-    let mut gone = record(1);
-    let of = |start: usize| start as u64 * 10_000_000;
-    for start in 1..=MOST_PROCESSES {
-        gone.header.start = of(start);
-        ids(&mut stacks, &gone);
-    }
-    gone.header.start = of(1);
-    ids(&mut stacks, &gone);
-    let own = record(0);
-    ids(&mut stacks, &own);
-    assert_eq!(stacks.processes.len(), MOST_PROCESSES);
-    assert!(stacks.processes.contains_key(&Key::of(&gone)));
-    assert!(stacks.processes.contains_key(&Key::of(&own)));
-    gone.header.start = of(2);
-    assert!(!stacks.processes.contains_key(&Key::of(&gone)));
 }
 
 #[test]
 fn of_a_stack_that_could_not_be_read_that_is_said() {
     let mut stacks = stacks();
-    let mut record = record(ids as *const () as usize);
-    let walked = |stacks: &mut Stacks, record: &kernel::Stack| {
-        let walked = stacks.walk(&Key::of(record), record);
-        (walked.addresses.len(), walked.end)
-    };
-    assert_ne!(walked(&mut stacks, &record).1, StackEnd::Unreadable);
+    let mut record = record(take as *const () as usize);
     record.copied = 0;
-    assert_eq!(walked(&mut stacks, &record), (1, StackEnd::Unreadable));
+    let (id, mut told) = take(&mut stacks, &record);
+    told.extend(finish(stacks));
+    let stack = told.iter().find(|stack| stack.id == id).unwrap();
+    assert_eq!((stack.frames.len(), stack.end), (1, StackEnd::Unreadable));
+}
+
+#[test]
+fn what_finds_no_room_is_given_up_at_once() {
+    let mut stacks = stacks();
+    // Nobody takes anything out.
+    stacks.queue = Queue::default();
+    let own = record(take as *const () as usize);
+    let mut given_up = 0;
+    let mut each = |event: &Event| {
+        if let Event::Stack(stack) = event {
+            assert_eq!(stack.end, StackEnd::Overload);
+        }
+        given_up += u32::from(matches!(event, Event::Called(_)));
+    };
+    let fits = budget::QUEUE / budget::SHARE / queued(&own).bytes.len();
+    for _ in 0..fits + 3 {
+        stacks.take(own.as_bytes(), &mut each).unwrap();
+    }
+    assert_eq!((given_up, stacks.outstanding), (3, fits));
+}
+
+#[test]
+fn what_is_given_up_is_not_overtaken_by_what_came_before() {
+    let mut stacks = stacks();
+    let (tell, told) = sync_channel(8);
+    (stacks.told, stacks.outstanding) = (Some(told), 2);
+    let called = |time, cookie| {
+        Told::Event(Event::Called(Called {
+            time,
+            cookie,
+            stack: 1,
+        }))
+    };
+    let mut header = kernel::Header::ZERO;
+    (header.time, header.cookie) = (20, 7);
+    let mut ids = Vec::new();
+    let mut each = |event: &Event| {
+        if let Event::Called(called) = event {
+            ids.push((called.cookie, called.time));
+        }
+    };
+    stacks.give_up(&header, Via::Connect, StackEnd::Overload, &mut each);
+    tell.send(called(10, 7)).unwrap();
+    tell.send(called(10, 8)).unwrap();
+    stacks.told(&mut each);
+    assert_eq!(ids, [(7, 20), (8, 10)]);
+    assert!(stacks.given_up.is_empty());
 }

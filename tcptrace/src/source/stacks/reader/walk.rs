@@ -100,10 +100,17 @@ pub(super) fn walk(process: &mut Process, record: &Stack) -> Walked {
         }
     };
     process.cache = cache;
+    let unread = addresses
+        .last()
+        .and_then(|last| process.unread(lookup(*last, addresses.len())));
     let mut walked = Walked {
+        end: match (end, unread) {
+            // Without its table it went on by frame pointers, and came to nothing.
+            (StackEnd::NoCode | StackEnd::ZeroFramePointer, Some(_)) => StackEnd::Unread,
+            (end, _) => end,
+        },
         addresses,
         chained: 0,
-        end,
     };
     if beyond {
         let chain = &record.chain[..(record.chained as usize).min(CHAIN)];
@@ -117,7 +124,7 @@ fn lookup(address: u64, frames: usize) -> u64 {
     if frames == 1 {
         FrameAddress::from_instruction_pointer(address).address_for_lookup()
     } else {
-        address - 1
+        address.wrapping_sub(1)
     }
 }
 
@@ -130,7 +137,7 @@ fn extend(walked: &mut Walked, chain: &[u64], process: &Process) {
     let more = &chain[at + 1..];
     let code = more
         .iter()
-        .take_while(|address| process.has_code(**address - 1));
+        .take_while(|address| process.has_code(address.wrapping_sub(1)));
     let before = walked.addresses.len();
     walked.addresses.extend(code);
     let added = walked.addresses.len() - before;

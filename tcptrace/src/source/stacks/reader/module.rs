@@ -1,65 +1,38 @@
-//! A file with code: its unwind tables, and where its symbols are.
+//! A file with code: its unwind tables, and where its code is.
 
-use std::{
-    collections::HashMap,
-    fs::{File, Metadata},
-    ops::Range,
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
-    path::PathBuf,
-    sync::{Arc, Weak},
-};
+use std::{cell::OnceCell, ops::Range};
 
 use framehop::ExplicitModuleSectionInfo;
 use gimli::{BaseAddresses, EhFrame, EhFrameHdr, LittleEndian, UnwindSection as _};
 use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadCache, SegmentFlags};
 
-use super::process::open_in;
+use super::{
+    handed::{Bytes, Handed, Headers, NoBytes},
+    ledger::Ledger,
+};
+use crate::event::Unread;
 
-/// Files that are open, so that each is read once for all processes: by device and inode of the open file.
-/// `/proc/PID/maps` has the device of the file system, in which subvolumes of btrfs have the same inodes.
-#[derive(Default)]
-pub(super) struct Modules(HashMap<(u64, u64), Weak<Module>>);
-
-impl Modules {
-    /// The number of a file that is gone can be another's; but this one is still open.
-    pub(super) fn get(
-        &mut self,
-        file: File,
-        read: impl FnOnce(File) -> Option<Module>,
-    ) -> Option<Arc<Module>> {
-        let metadata = file.metadata().ok()?;
-        let id = (metadata.dev(), metadata.ino());
-        if let Some(module) = self.0.get(&id).and_then(Weak::upgrade) {
-            return Some(module);
-        }
-        let module = Arc::new(read(file)?);
-        self.0.insert(id, Arc::downgrade(&module));
-        Some(module)
-    }
-
-    pub(super) fn forget_unused(&mut self) {
-        self.0.retain(|_, module| module.strong_count() > 0);
-    }
-}
+/// The largest unwind table that is read: some browsers have 50 MB.
+const MOST_TABLE: u64 = 64 << 20;
+/// How many segments of code a file can have; linkers make one or two.
+const MOST_SEGMENTS: usize = 64;
+/// The longest build id; the usual ones have 20 bytes, and some 32.
+const MOST_BUILD_ID: usize = 64;
 
 /// A section's addresses, as the file counts them, and bytes.
 #[derive(Clone)]
 struct Section {
     addresses: Range<u64>,
-    bytes: Arc<[u8]>,
+    bytes: Bytes,
 }
-
-/// The largest unwind table that is read: some browsers have 50 MB.
-const MOST_BYTES: u64 = 256 << 20;
 
 /// See the [module](self).
 pub(super) struct Module {
-    file: File,
-    /// Its separate debug file, if one with the same build id is installed.
-    debug: Option<File>,
+    pub(super) file: Handed,
+    /// Its separate debug file, or why that is not to be read, if one with the same build id is installed.
+    pub(super) debug: OnceCell<Result<Handed, Unread>>,
+    /// What a debug file would have to have.
+    pub(super) build_id: Option<Vec<u8>>,
     /// Its path, where the process sees it.
     pub(super) name: Box<str>,
     pub(super) is_32_bit: bool,
@@ -69,12 +42,14 @@ pub(super) struct Module {
     index: Option<Section>,
     text: Option<Range<u64>>,
     got: Option<Range<u64>>,
+    /// Why its unwind table is not here, though it has one.
+    pub(super) unread: Option<Unread>,
 }
 
 impl Module {
-    /// `None` for what is no ELF file. `root`: the tree in which the process lives.
-    pub(super) fn read(file: File, name: &str, root: Option<&OwnedFd>) -> Option<Self> {
-        let cache = ReadCache::new(&file);
+    /// `None` for what is no ELF file.
+    pub(super) fn read(file: Handed, name: &str, ledger: &Ledger) -> Option<Self> {
+        let cache = ReadCache::new(Headers::of(&file));
         let elf = object::File::parse(&cache).ok()?;
         if elf.format() != object::BinaryFormat::Elf {
             return None;
@@ -83,35 +58,45 @@ impl Module {
             let section = elf.section_by_name(name)?;
             Some(section.address()..section.address().checked_add(section.size())?)
         };
-        let section = |name| {
+        let mut unread = None;
+        let mut section = |name| {
             let section = elf.section_by_name(name)?;
-            // Before it is read: a file may be sparse, and claim any size.
-            if section.size() > MOST_BYTES {
-                return None;
+            let addresses = section.address()..section.address().checked_add(section.size())?;
+            let (at, size) = section.file_range()?;
+            let bytes = match size {
+                // A file may be sparse, and claim any size.
+                size if size > MOST_TABLE => Err(NoBytes::TooLarge),
+                size => file.bytes(at, size, ledger),
+            };
+            match bytes {
+                Ok(bytes) => Some(Section { addresses, bytes }),
+                Err(NoBytes::Beyond) => None,
+                Err(NoBytes::TooLarge) => {
+                    unread = Some(Unread::TooLarge);
+                    None
+                }
             }
-            Some(Section {
-                addresses: section.address()..section.address().checked_add(section.size())?,
-                bytes: section.data().ok()?.into(),
-            })
         };
+        let (tables, index) = (section(".eh_frame"), section(".eh_frame_hdr"));
         // What is code, and nothing else: at the seam between two segments one page of the file is in both,
         // at different addresses (lld lays files out like that).
         let executable = |flags| matches!(flags, SegmentFlags::Elf { p_flags } if p_flags & object::elf::PF_X != 0);
         let segments = elf.segments().filter(|segment| executable(segment.flags()));
-        let segments = segments.map(|segment| {
+        let segments = segments.take(MOST_SEGMENTS).map(|segment| {
             let (offset, size) = segment.file_range();
             (offset, size, segment.address())
         });
-        let debug = match elf.build_id() {
-            Ok(Some(id)) => separate(id, root),
-            _ => None,
-        };
+        let build_id = elf.build_id().ok().flatten();
+        let build_id = build_id.filter(|id| (2..=MOST_BUILD_ID).contains(&id.len()));
         let (is_32_bit, segments) = (!elf.is_64(), segments.collect());
-        let (tables, index) = (section(".eh_frame"), section(".eh_frame_hdr"));
         let (text, got) = (addresses(".text"), addresses(".got"));
+        let build_id = build_id.map(<[u8]>::to_vec);
+        drop(elf);
+        drop(cache);
         Some(Self {
             file,
-            debug,
+            debug: OnceCell::new(),
+            build_id,
             name: name.into(),
             is_32_bit,
             segments,
@@ -119,6 +104,7 @@ impl Module {
             index,
             text,
             got,
+            unread,
         })
     }
 
@@ -133,31 +119,34 @@ impl Module {
         Some(start.wrapping_sub(address))
     }
 
-    /// Whether it is this file.
-    pub(super) fn is(&self, other: &Metadata) -> bool {
-        let own = self.file.metadata();
-        own.is_ok_and(|own| (own.dev(), own.ino()) == (other.dev(), other.ino()))
-    }
-
-    pub(super) fn unwind_info(&self) -> ExplicitModuleSectionInfo<Arc<[u8]>> {
+    /// What it takes to walk through its frames, if there is any.
+    pub(super) fn unwind_info(&self) -> Option<ExplicitModuleSectionInfo<Bytes>> {
         let part = |section: &Option<Section>| match section {
             Some(section) => (
                 Some(section.addresses.clone()),
-                Some(Arc::clone(&section.bytes)),
+                Some(Bytes::clone(&section.bytes)),
             ),
             None => (None, None),
         };
         let (eh_frame_svma, eh_frame) = part(&self.tables);
         let (eh_frame_hdr_svma, eh_frame_hdr) = part(&self.index);
-        ExplicitModuleSectionInfo {
+        eh_frame.as_ref()?;
+        Some(ExplicitModuleSectionInfo {
+            base_svma: 0,
+            text: None,
+            stubs_svma: None,
+            stub_helper_svma: None,
+            unwind_info: None,
+            debug_frame: None,
+            text_segment_svma: None,
+            text_segment: None,
             text_svma: self.text.clone(),
             got_svma: self.got.clone(),
             eh_frame_svma,
             eh_frame,
             eh_frame_hdr_svma,
             eh_frame_hdr,
-            ..Default::default()
-        }
+        })
     }
 
     /// Whether an unwind table tells of the function at this address of the file.
@@ -184,28 +173,4 @@ impl Module {
                 .is_ok()
         })
     }
-
-    /// Where its symbols are to be read: a path that leads to the open file.
-    pub(super) fn symbols(&self) -> PathBuf {
-        let file = self.debug.as_ref().unwrap_or(&self.file);
-        format!("/proc/self/fd/{}", file.as_raw_fd()).into()
-    }
-
-    /// The file itself, in the same way.
-    pub(super) fn own_symbols(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
-    }
-
-    pub(super) fn has_debug_file(&self) -> bool {
-        self.debug.is_some()
-    }
-}
-
-/// The debug file of a build, as distributions install them: where the process lives, or here.
-fn separate(build_id: &[u8], root: Option<&OwnedFd>) -> Option<File> {
-    let (first, rest) = build_id.split_first()?;
-    let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = format!("usr/lib/debug/.build-id/{first:02x}/{rest}.debug");
-    let there = root.and_then(|root| open_in(root, &path));
-    there.or_else(|| File::open(format!("/{path}")).ok())
 }
