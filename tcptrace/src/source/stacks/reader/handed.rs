@@ -8,7 +8,6 @@ use std::{
     rc::Rc,
 };
 
-use object::read::ReadCacheOps;
 use rustix::fs::fstat;
 
 use super::{
@@ -102,41 +101,5 @@ impl Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         &self.0.bytes
-    }
-}
-
-/// For headers, which a crate reads.
-pub(super) struct Headers<'a> {
-    file: &'a Handed,
-    at: u64,
-}
-
-impl<'a> Headers<'a> {
-    pub(super) const fn of(file: &'a Handed) -> Self {
-        Self { file, at: 0 }
-    }
-}
-
-impl ReadCacheOps for Headers<'_> {
-    fn len(&mut self) -> Result<u64, ()> {
-        Ok(self.file.id.size)
-    }
-
-    fn seek(&mut self, at: u64) -> Result<u64, ()> {
-        self.at = at;
-        Ok(at)
-    }
-
-    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, ()> {
-        let read = self.file.read_at(bytes, self.at).map_err(|_| ())?;
-        self.at += read as u64;
-        Ok(read)
-    }
-
-    fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ()> {
-        match self.read(bytes)? {
-            read if read == bytes.len() => Ok(()),
-            _ => Err(()),
-        }
     }
 }

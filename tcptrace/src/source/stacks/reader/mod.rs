@@ -3,6 +3,7 @@
 //! Everything here reads what other users wrote, and is written as if it could fail at any line: then the process
 //! ends, [the opener](super::opener) starts another, and the file is not read again. It opens nothing itself.
 
+mod elf;
 mod handed;
 mod ledger;
 mod module;

@@ -4,21 +4,16 @@ use std::{cell::OnceCell, ops::Range};
 
 use framehop::ExplicitModuleSectionInfo;
 use gimli::{BaseAddresses, EhFrame, EhFrameHdr, LittleEndian, UnwindSection as _};
-use object::{Object as _, ObjectSection as _, ObjectSegment as _, ReadCache, SegmentFlags};
 
 use super::{
-    handed::{Bytes, Handed, Headers, NoBytes},
+    elf::Elf,
+    handed::{Bytes, Handed, NoBytes},
     ledger::Ledger,
 };
 use crate::event::Unread;
 
 /// The largest unwind table that is read: some browsers have 50 MB.
 const MOST_TABLE: u64 = 64 << 20;
-/// How many segments of code a file can have; linkers make one or two.
-const MOST_SEGMENTS: usize = 64;
-/// The longest build id; the usual ones have 20 bytes, and some 32.
-const MOST_BUILD_ID: usize = 64;
-
 /// A section's addresses, as the file counts them, and bytes.
 #[derive(Clone)]
 struct Section {
@@ -49,24 +44,15 @@ pub(super) struct Module {
 impl Module {
     /// `None` for what is no ELF file.
     pub(super) fn read(file: Handed, name: &str, ledger: &Ledger) -> Option<Self> {
-        let cache = ReadCache::new(Headers::of(&file));
-        let elf = object::File::parse(&cache).ok()?;
-        if elf.format() != object::BinaryFormat::Elf {
-            return None;
-        }
-        let addresses = |name| {
-            let section = elf.section_by_name(name)?;
-            Some(section.address()..section.address().checked_add(section.size())?)
-        };
+        let elf = Elf::read(&file)?;
         let mut unread = None;
         let mut section = |name| {
-            let section = elf.section_by_name(name)?;
-            let addresses = section.address()..section.address().checked_add(section.size())?;
-            let (at, size) = section.file_range()?;
-            let bytes = match size {
+            let section = elf.section(name)?;
+            let addresses = section.addresses()?;
+            let bytes = match section.len {
                 // A file may be sparse, and claim any size.
-                size if size > MOST_TABLE => Err(NoBytes::TooLarge),
-                size => file.bytes(at, size, ledger),
+                len if len > MOST_TABLE => Err(NoBytes::TooLarge),
+                len => file.bytes(section.at, len, ledger),
             };
             match bytes {
                 Ok(bytes) => Some(Section { addresses, bytes }),
@@ -78,32 +64,17 @@ impl Module {
             }
         };
         let (tables, index) = (section(".eh_frame"), section(".eh_frame_hdr"));
-        // What is code, and nothing else: at the seam between two segments one page of the file is in both,
-        // at different addresses (lld lays files out like that).
-        let executable = |flags| matches!(flags, SegmentFlags::Elf { p_flags } if p_flags & object::elf::PF_X != 0);
-        let segments = elf.segments().filter(|segment| executable(segment.flags()));
-        let segments = segments.take(MOST_SEGMENTS).map(|segment| {
-            let (offset, size) = segment.file_range();
-            (offset, size, segment.address())
-        });
-        let build_id = elf.build_id().ok().flatten();
-        let build_id = build_id.filter(|id| (2..=MOST_BUILD_ID).contains(&id.len()));
-        let (is_32_bit, segments) = (!elf.is_64(), segments.collect());
-        let (text, got) = (addresses(".text"), addresses(".got"));
-        let build_id = build_id.map(<[u8]>::to_vec);
-        drop(elf);
-        drop(cache);
         Some(Self {
-            file,
             debug: OnceCell::new(),
-            build_id,
             name: name.into(),
-            is_32_bit,
-            segments,
+            is_32_bit: elf.is_32_bit,
             tables,
             index,
-            text,
-            got,
+            text: elf.addresses(".text"),
+            got: elf.addresses(".got"),
+            segments: elf.segments,
+            build_id: elf.build_id,
+            file,
             unread,
         })
     }

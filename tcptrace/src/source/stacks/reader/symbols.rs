@@ -7,13 +7,11 @@ use std::{borrow::Cow, rc::Rc, time::Instant};
 
 use addr2line::{Context, Location, demangle_auto};
 use gimli::{EndianRcSlice, LittleEndian, SectionId};
-use object::{
-    CompressionFormat, Object as _, ObjectSection as _, ReadCache,
-    elf::{STT_FUNC, STT_GNU_IFUNC},
-};
+use object::elf::{STT_FUNC, STT_GNU_IFUNC};
 
 use super::{
-    handed::{Bytes, Handed, Headers, NoBytes},
+    elf::Elf,
+    handed::{Bytes, Handed, NoBytes},
     ledger::{Charge, Ledger},
 };
 use crate::event::Unread;
@@ -66,9 +64,7 @@ impl Symbols {
             needed: Instant::now(),
             _charges: Vec::new(),
         };
-        let cache = ReadCache::new(Headers::of(file));
-        // Of others there are no stacks.
-        let Ok(object::File::Elf64(elf)) = object::File::parse(&cache) else {
+        let Some(elf) = Elf::read(file) else {
             return symbols;
         };
         let too_large = |unread: &mut Option<Unread>, error| {
@@ -79,7 +75,7 @@ impl Symbols {
         // The symbols first: if there is not room for all, function names are worth more than lines.
         let tables = [(".symtab", ".strtab"), (".dynsym", ".dynstr")];
         for (table, names) in tables {
-            let range = |name| elf.section_by_name(name)?.file_range();
+            let range = |name| elf.section(name).map(|section| (section.at, section.len));
             if let (Some(table), Some(names)) = (range(table), range(names)) {
                 match symbols.functions(file, table, names, ledger) {
                     Ok(()) if symbols.functions.is_empty() => {}
@@ -134,13 +130,8 @@ impl Symbols {
         Ok(())
     }
 
-    fn dwarf<'a, R: object::ReadRef<'a>>(
-        &mut self,
-        file: &Handed,
-        elf: &object::read::elf::ElfFile64<'a, object::Endianness, R>,
-        ledger: &Ledger,
-    ) -> Result<(), NoBytes> {
-        let mut ranges = Vec::new();
+    fn dwarf(&mut self, file: &Handed, elf: &Elf, ledger: &Ledger) -> Result<(), NoBytes> {
+        let mut sections = Vec::new();
         let mut size = 0u64;
         for id in [
             SectionId::DebugAbbrev,
@@ -155,18 +146,15 @@ impl Symbols {
             SectionId::DebugStrOffsets,
             SectionId::DebugTypes,
         ] {
-            let Some(section) = elf.section_by_name(id.name()) else {
+            let Some(section) = elf.section(id.name()) else {
                 continue;
             };
-            let range = section
-                .compressed_file_range()
-                .map_err(|_| NoBytes::Beyond)?;
-            let end = range.offset.checked_add(range.compressed_size);
+            let end = section.at.checked_add(section.len);
             if end.is_none_or(|end| end > file.id.size) {
                 return Err(NoBytes::Beyond);
             }
-            size = size.saturating_add(range.uncompressed_size);
-            ranges.push((id, range));
+            size = size.saturating_add(section.made());
+            sections.push((id, section));
         }
         if size == 0 {
             return Ok(());
@@ -174,23 +162,23 @@ impl Symbols {
         let made = (size / 4).saturating_mul(DWARF_QUARTERS);
         let charge = ledger.charge(made).ok_or(NoBytes::TooLarge)?;
         let section = |id: SectionId| -> Result<Reader, NoBytes> {
-            let Some((_, range)) = ranges.iter().find(|(of, _)| *of == id) else {
+            let Some((_, section)) = sections.iter().find(|(of, _)| *of == id) else {
                 return Ok(Reader::new(Rc::default(), LittleEndian));
             };
-            let whole = usize::try_from(range.uncompressed_size).map_err(|_| NoBytes::TooLarge)?;
+            let whole = usize::try_from(section.made()).map_err(|_| NoBytes::TooLarge)?;
             // Filled where it lies: a copy would take as much again.
             let mut shared: Rc<[u8]> = std::iter::repeat_n(0, whole).collect();
             let bytes = Rc::get_mut(&mut shared).ok_or(NoBytes::Beyond)?;
-            match range.format {
-                CompressionFormat::None => {
-                    file.read_at(bytes, range.offset)
+            match section.inflated {
+                None => {
+                    file.read_at(bytes, section.at)
                         .map_err(|_| NoBytes::Beyond)?;
                 }
-                CompressionFormat::Zlib => {
-                    let packed = file.bytes(range.offset, range.compressed_size, ledger)?;
+                Some(inflated) if inflated.is_zlib => {
+                    let packed = file.bytes(section.at, section.len, ledger)?;
                     inflate(&packed, bytes).ok_or(NoBytes::Beyond)?;
                 }
-                _ => return Err(NoBytes::Beyond),
+                Some(_) => return Err(NoBytes::Beyond),
             }
             Ok(Reader::new(shared, LittleEndian))
         };
