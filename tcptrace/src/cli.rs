@@ -176,6 +176,8 @@ pub struct Leaks {
     pub(crate) interval: Option<Duration>,
     /// Also from where in its code the process opened the sockets: the stack at connect() and accept(), with
     /// files and lines where there is debug information
+    ///
+    /// A process without privileges reads the files of other programs. All of it takes 256 MiB of memory at most.
     #[arg(long)]
     pub(crate) stacks: bool,
     /// With every report, also how long sockets stay in the state, by process; whoever opens a connection is
@@ -262,6 +264,8 @@ pub struct Record {
     #[arg(long, value_name = "TIME", value_parser = parse_interval, default_value = "1m")]
     pub(crate) interval: Duration,
     /// Also from where in their code processes connect and accept, for `leaks --stacks --from`
+    ///
+    /// A process without privileges reads the files of other programs. All of it takes 256 MiB of memory at most.
     #[arg(long)]
     pub(crate) stacks: bool,
     #[command(flatten)]

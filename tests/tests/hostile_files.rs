@@ -689,6 +689,18 @@ fn who_reads_has_no_privileges_and_can_be_killed() {
         assert_bystander(&tcptrace, &bystander);
         assert_ne!(reader(&tcptrace), Some(before), "{round}");
     }
+    // And what starts it.
+    let starter = family(tcptrace.pid());
+    let starter = starter
+        .into_iter()
+        .find(|pid| status(*pid, "Name") == "tcptrace-files");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(starter.expect("it is there").cast_signed()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .expect("root can");
+    let bystander = bystander(&lab, &folder);
+    assert_bystander(&tcptrace, &bystander);
     let run = tcptrace.finish();
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     // Nothing is left.

@@ -5,8 +5,8 @@ use tcptrace_ebpf::State;
 use super::*;
 use crate::{
     event::{
-        Comm, Detail, End, Event, Holder, Look, Probes, Process, Row, SCHEMA, Scope, Socket, Start,
-        States, Task, Transition, Tuple, address_bytes,
+        Called, Comm, Detail, End, Event, Holder, Look, Probes, Process, Row, SCHEMA, Scope,
+        Socket, Start, States, Task, Transition, Tuple, address_bytes,
     },
     output::Output,
     select::{Selection, Sockets},
@@ -427,6 +427,39 @@ fn what_a_process_leaves_to_its_end_is_told_with_how_it_was_held_before() {
     assert!(leaked.at_exit);
     assert_eq!(leaked.fds, [(7, 17)]);
     assert_eq!(leaked.cause, Cause::Drained);
+}
+
+/// A program opens a socket and ends before its stack is walked.
+#[test]
+fn what_was_left_has_its_place_when_that_becomes_known_at_last() {
+    let mut world = World::traced();
+    (world.watch.options.until_exit, world.watch.options.stacks) = (true, true);
+    for cookie in [1, 2] {
+        world.change(socket(cookie), State::Close, State::SynSent, true);
+        world.change(socket(cookie), State::SynSent, State::Established, true);
+        world.change(socket(cookie), State::Established, State::CloseWait, true);
+    }
+    world.pass(61);
+    for cookie in [1, 2] {
+        world.exit(socket(cookie));
+        world.change(socket(cookie), State::LastAck, State::Close, false);
+    }
+    let sites = |world: &mut World| {
+        let report = world.look(&[], &[]);
+        let sockets = report.leaks[0].sockets.iter();
+        let mut sites: Vec<_> = sockets.map(|it| (it.socket.cookie, it.site)).collect();
+        sites.sort_by_key(|(cookie, _)| *cookie);
+        sites
+    };
+    let untold = crate::tracker::Site::UNTOLD;
+    assert_eq!(sites(&mut world), [(1, untold), (2, untold)]);
+    world.feed(Event::Called(Called {
+        time: BEGIN,
+        cookie: 2,
+        stack: 5,
+    }));
+    let known = crate::tracker::Site::stack(5);
+    assert_eq!(sites(&mut world), [(1, untold), (2, known)]);
 }
 
 /// What the kernel hands over late looks as if it had been sent later.

@@ -902,3 +902,161 @@ fn key(record: &Queued) -> Key {
 fn uid(record: &Queued) -> u32 {
     read(record).header.uid
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    fn desk() -> Desk {
+        Desk {
+            processes: HashMap::new(),
+            keys: HashMap::new(),
+            last_process: 0,
+            refused: HashMap::new(),
+            deaths: HashMap::new(),
+            frames: Vec::new(),
+            whole: Vec::new(),
+        }
+    }
+
+    /// This process, as one of this user.
+    fn known(desk: &mut Desk, uid: u32) -> Key {
+        let key = Key::of_this();
+        let known = Known::new(key, uid, Instant::now());
+        desk.processes.insert(key, known);
+        desk.keys.insert(1, key);
+        key
+    }
+
+    fn exe() -> File {
+        File::open("/proc/self/exe").unwrap()
+    }
+
+    #[test]
+    fn a_file_that_ended_the_reader_is_not_handed_over_again_until_it_is_another() {
+        let mut desk = desk();
+        let key = known(&mut desk, 1000);
+        assert_eq!(desk.judge(1000, Some(exe())).0, Opened::File);
+        let id = identify(&exe().into()).unwrap();
+        for slow in [false, true] {
+            let subject = Subject::File(id);
+            desk.blame(Failed { subject, slow }, Some(key));
+            let why = if slow {
+                Unread::TooSlow
+            } else {
+                Unread::Crashed
+            };
+            assert_eq!(desk.judge(1000, Some(exe())).0, Opened::Refused(why));
+        }
+        assert_eq!(id.inode, exe().metadata().unwrap().ino());
+        let other = FileId {
+            modified: id.modified + 1,
+            ..id
+        };
+        desk.refused = HashMap::from([(other, Unread::Crashed)]);
+        assert_eq!(desk.judge(1000, Some(exe())).0, Opened::File);
+        assert_eq!(desk.judge(1000, None).0, Opened::No);
+    }
+
+    #[test]
+    fn a_user_whose_files_end_the_reader_again_and_again_is_not_believed_any_more() {
+        let mut desk = desk();
+        let key = known(&mut desk, 1000);
+        for inode in 0..MOST_DEATHS {
+            assert_eq!(desk.judge(1000, Some(exe())).0, Opened::File);
+            let id = FileId {
+                device: 0,
+                inode: inode.into(),
+                size: 0,
+                modified: 0,
+            };
+            let subject = Subject::File(id);
+            desk.blame(
+                Failed {
+                    subject,
+                    slow: false,
+                },
+                Some(key),
+            );
+        }
+        let distrusted = Opened::Refused(Unread::Distrusted);
+        assert_eq!(desk.judge(1000, Some(exe())).0, distrusted);
+        assert_eq!(desk.judge(1001, Some(exe())).0, Opened::File);
+    }
+
+    #[test]
+    fn a_process_that_ends_the_reader_twice_is_left_alone() {
+        let mut desk = desk();
+        let key = known(&mut desk, 1000);
+        let failed = Failed {
+            subject: Subject::Process(1),
+            slow: false,
+        };
+        desk.blame(failed, Some(key));
+        assert_eq!(desk.processes[&key].state, Ok(()));
+        desk.blame(failed, Some(key));
+        assert_eq!(desk.processes[&key].state, Err(StackEnd::NoNames));
+    }
+
+    #[test]
+    fn cpu_time_is_a_part_of_the_time_that_passes() {
+        let now = Instant::now();
+        let mut share = Share::new(now);
+        let burst = budget::CPU_BURST.as_micros() as i64;
+        share.spend(budget::CPU_BURST * 2);
+        assert_eq!(share.left(now), -burst);
+        let later = now + budget::CPU_BURST * budget::CPU_PART;
+        assert_eq!(share.left(later), 0);
+        assert_eq!(share.left(later + Duration::from_secs(3600)), burst);
+    }
+
+    #[test]
+    fn a_process_without_cpu_time_left_has_its_mappings_not_read_again() {
+        let mut desk = desk();
+        let key = known(&mut desk, 1000);
+        assert_eq!(desk.maps(1, true).0, MapsAnswer::File);
+        assert_eq!(desk.maps(1, false).0, MapsAnswer::TooSoon);
+        let known = desk.processes.get_mut(&key).unwrap();
+        known.share.spend(budget::CPU_BURST * 2);
+        assert_eq!(desk.maps(1, true).0, MapsAnswer::Spent);
+        assert_eq!(desk.maps(2, true).0, MapsAnswer::End(StackEnd::Gone));
+    }
+
+    #[test]
+    fn what_is_told_is_limited_for_each_user_and_for_all() {
+        let (tell, told) = std::sync::mpsc::sync_channel(1 << 16);
+        let mut teller = Teller::new(tell, Arc::default());
+        let name = "n".repeat(1 << 20);
+        let mut stack = |address: u64, uid: u32| {
+            let id = teller.next_id();
+            let record = Queued {
+                pid: 7,
+                bytes: vec![0; 400].into(),
+            };
+            teller.begin(id, &record, 0, StackEnd::Outermost);
+            let frame = Frame {
+                function: Some(name.clone()),
+                address,
+                ..Frame::default()
+            };
+            teller.stack(id, vec![frame], Some(uid));
+            match told.recv() {
+                Ok(Told::Event(Event::Stack(stack))) => stack.end,
+                _ => panic!("a stack is told"),
+            }
+        };
+        let fits = (budget::TOLD >> 20) as u64 / budget::SHARE as u64 - 1;
+        for address in 0..fits {
+            assert_eq!(stack(address, 1000), StackEnd::Outermost);
+        }
+        assert_eq!(stack(fits, 1000), StackEnd::TooMany);
+        // The same again costs nothing, and others have their share.
+        assert_eq!(stack(0, 1000), StackEnd::Outermost);
+        let mut others = 0..1000;
+        let full =
+            others.find(|other| stack(100 + other, 2000 + *other as u32) != StackEnd::Outermost);
+        assert!(full.is_some_and(|full| full < 2 * fits));
+    }
+}

@@ -53,6 +53,47 @@ fn an_accepted_connection_has_the_place_of_accept() {
     assert_eq!(site(&world, server(), CloseWait), Some(Site::stack(9)));
 }
 
+/// Walking a stack takes a while, and a connection can be over by then.
+#[test]
+fn the_place_can_become_known_after_the_end() {
+    let mut world = World::new();
+    world.feed(change(0, client(), Close, SynSent).by(curl()));
+    world.feed(change(1, client(), SynSent, Established));
+    world.feed(change(2, client(), Established, CloseWait));
+    world.feed(change(3, client(), CloseWait, LastAck).by(curl()));
+    world.feed(change(4, client(), LastAck, Close));
+    let mut told = Vec::new();
+    world.tracker.feed(&called(0, client(), 5), &mut |fact| {
+        if let Fact::Called(cookie, site) = fact {
+            told.push((cookie, site));
+        }
+    });
+    assert_eq!(told, [(client().cookie, Site::stack(5))]);
+    // Of one that goes on it is enough that the tracker knows.
+    world.feed(change(5, server(), Listen, SynRecv));
+    world.feed(change(6, server(), SynRecv, Established));
+    world
+        .tracker
+        .feed(&called(6, server(), 9), &mut |fact| panic!("{fact:?}"));
+    assert_eq!(site(&world, server(), Established), Some(Site::stack(9)));
+}
+
+#[test]
+fn of_a_socket_that_is_still_held_after_the_end_as_well() {
+    let mut world = World::new();
+    world.tracker = Tracker::new(Selection {
+        finished: true,
+        ..Selection::default()
+    });
+    world.start(Probes::Functions, Sockets::default());
+    world.feed(change(0, client(), Close, SynSent).by(curl()));
+    world.feed(change(1, client(), SynSent, Established));
+    world.feed(change(2, client(), Established, Close));
+    assert_eq!(site(&world, client(), Close), Some(Site::UNTOLD));
+    world.feed(called(0, client(), 5));
+    assert_eq!(site(&world, client(), Close), Some(Site::stack(5)));
+}
+
 #[test]
 fn an_accept_that_is_not_believed_has_no_place_either() {
     let mut world = World::new();

@@ -33,6 +33,7 @@ const START_WAIT: Duration = Duration::from_secs(5);
 /// What starts readers.
 pub(super) enum Starter {
     /// A process of its own.
+    #[cfg_attr(test, expect(dead_code, reason = "a test cannot be run as it"))]
     Process(ZygoteProcess),
     /// A thread, where this executable is a test: it cannot be run as anything else, and nothing confines it.
     #[cfg(test)]

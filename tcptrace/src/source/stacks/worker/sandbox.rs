@@ -129,7 +129,6 @@ fn filter(channel: RawFd) -> Option<BpfProgram> {
         libc::SYS_fstat,
         libc::SYS_close,
         // Memory.
-        libc::SYS_mmap,
         libc::SYS_munmap,
         libc::SYS_mremap,
         libc::SYS_madvise,
@@ -150,6 +149,10 @@ fn filter(channel: RawFd) -> Option<BpfProgram> {
     ] {
         rules.insert(any, Vec::new());
     }
+    // Memory that can be run is for whoever wants to run something else.
+    let prot = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    let data = SeccompCondition::new(2, dword.clone(), prot, 0).ok()?;
+    rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![data]).ok()?]);
     rules.insert(libc::SYS_sendmsg, vec![to_channel()?]);
     rules.insert(libc::SYS_recvmsg, vec![to_channel()?]);
     rules.insert(libc::SYS_tgkill, vec![own()?]);

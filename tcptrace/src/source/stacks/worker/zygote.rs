@@ -62,6 +62,7 @@ pub(super) struct Zygote {
 }
 
 impl Zygote {
+    #[cfg_attr(test, expect(dead_code, reason = "a test cannot be run as it"))]
     pub(super) fn start() -> io::Result<Self> {
         let (channel, other) = Channel::pair()?;
         // Whatever has become of the path: the kernel knows the file.
