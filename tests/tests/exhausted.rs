@@ -71,8 +71,10 @@ fn doctor_blames_nothing_else_for_descriptors() {
         let line = line.unwrap_or_else(|| panic!("{limit}: no report: {}", run.stderr));
         let checks = line.value["checks"].as_array().expect("checks");
         let short = checks.iter().filter(|check| {
-            check.to_string().contains("EMFILE")
-                || check.to_string().contains("Too many open files")
+            // What works in another way needs no fix.
+            let text = check.to_string();
+            check["status"] != "ok"
+                && (text.contains("EMFILE") || text.contains("Too many open files"))
         });
         for check in short {
             let fix = check["fix"].as_str().expect("something to do");
