@@ -452,9 +452,10 @@ fn the_text_is_on_stderr() {
 fn the_report_goes_to_a_file() {
     let Some(lab) = Lab::new() else { return };
     let path = file("report");
-    fs::write(&path, "from before\n".repeat(1000)).expect("a file");
+    let before = "12:34:56 UTC  no CLOSE_WAIT for longer than 60 s\n".repeat(1000);
+    fs::write(&path, before).expect("a file");
     let name = path.to_str().expect("a plain path");
-    let run = talkative(&lab, &["-o", "json", "--report", name]);
+    let run = talkative(&lab, &["-o", "json", "--report", name, "--force"]);
     assert_eq!(run.code, Some(5));
     let stdout: Vec<_> = run.lines.0.iter().map(|line| &line.value).collect();
     assert_eq!(stdout, ["to stdout"]);
