@@ -116,7 +116,11 @@ impl Looks {
         });
         let namespaces = match known {
             Some(known) => known,
-            None => Rc::new(Namespaces::discover()?),
+            // Mount tables are read for it, of which anybody can have large ones.
+            None => match pump.beside("namespaces", |_| Namespaces::discover())? {
+                ControlFlow::Continue(namespaces) => Rc::new(namespaces?),
+                ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+            },
         };
         self.piled.retain(|inode| namespaces.get(*inode).is_some());
         let mut looked = Looked {

@@ -531,7 +531,7 @@ impl Live {
             self.reader.skip(mark);
         }
         if let Some(stacks) = &mut self.reader.stacks {
-            stacks.finish(&mut |event| sink.emit(event));
+            stacks.finish(limits.deadline, &mut |event| sink.emit(event));
         }
         if let Some(piles) = self.options.piles
             && self.look_at_piles(piles, needs, limits, sink)?.is_break()

@@ -1,6 +1,15 @@
 //! Keeps the ring buffer from running over while a scan goes on.
 
-use std::ops::ControlFlow;
+use std::{
+    io,
+    ops::ControlFlow,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
 
 use super::reader::{Limits, Reader};
 use crate::{event::Event, kernel::ring::Mark, source::Sink};
@@ -21,6 +30,8 @@ pub(in crate::source) struct Pump<'a, S> {
 
 /// After so many events, a scan pauses between system calls as well.
 const PAUSE_EVERY: u32 = 1024;
+/// How often a scan pauses while a thread works for it.
+const BESIDE: Duration = Duration::from_millis(5);
 
 impl<'a, S: Sink> Pump<'a, S> {
     pub(super) fn new(reader: &'a mut Reader, sink: &'a mut S, limits: Limits) -> Self {
@@ -68,6 +79,40 @@ impl<'a, S: Sink> Pump<'a, S> {
             self.reader.drain(self.mark, &self.limits, self.sink)?;
         }
         ControlFlow::Continue(())
+    }
+
+    /// Has a thread of its own do `work`, which makes many system calls or long ones, and pauses meanwhile. If the scan is
+    /// to end, the work is asked to by the flag that it is given, and its result is of no use.
+    pub(in crate::source) fn beside<T: Send>(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&AtomicBool) -> T + Send,
+    ) -> io::Result<ControlFlow<(), T>> {
+        let is_over = AtomicBool::new(false);
+        let (done, is_done) = sync_channel(1);
+        thread::scope(|scope| {
+            let is_over = &is_over;
+            thread::Builder::new()
+                .name(name.to_owned())
+                .spawn_scoped(scope, move || {
+                    // Somebody waits for it until it has come.
+                    let _ = done.send(work(is_over));
+                })?;
+            let mut go_on = ControlFlow::Continue(());
+            loop {
+                match is_done.recv_timeout(BESIDE) {
+                    Ok(result) => return Ok(go_on.map_continue(|()| result)),
+                    Err(RecvTimeoutError::Timeout) if go_on.is_continue() => {
+                        go_on = self.pause_now();
+                        is_over.store(go_on.is_break(), Ordering::Relaxed);
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Err(io::Error::other(format!("the thread {name:?} has failed")));
+                    }
+                }
+            }
+        })
     }
 
     /// Pauses where nothing that was gathered before is still to be emitted.

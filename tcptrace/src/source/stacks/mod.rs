@@ -227,10 +227,11 @@ impl Stacks {
         self.queue.command(Command::Tend);
     }
 
-    /// Hands on the rest.
-    pub(super) fn finish(&mut self, each: &mut impl FnMut(&Event)) {
+    /// Hands on the rest, as far as it comes until `limit`.
+    pub(super) fn finish(&mut self, limit: Option<Instant>, each: &mut impl FnMut(&Event)) {
         self.queue.command(Command::Finish);
         let deadline = Instant::now() + LAST_WAIT;
+        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         while let Some(told) = &self.told {
             let left = deadline.saturating_duration_since(Instant::now());
             match told.recv_timeout(left) {

@@ -45,7 +45,7 @@ fn stacks() -> Stacks {
 /// What is told at the end.
 fn finish(mut stacks: Stacks) -> Vec<Stack> {
     let mut told = Vec::new();
-    stacks.finish(&mut |event: &Event| {
+    stacks.finish(None, &mut |event: &Event| {
         if let Event::Stack(stack) = event {
             told.push(stack.as_ref().clone());
         }

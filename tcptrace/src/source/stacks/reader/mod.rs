@@ -26,7 +26,6 @@ use tcptrace_ebpf as kernel;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 pub(super) use self::handed::identify;
-pub(crate) use self::{perf_map::fuzz as fuzz_perf_map, process::fuzz as fuzz_maps};
 use self::{
     handed::Handed,
     ledger::Ledger,
@@ -36,6 +35,7 @@ use self::{
     process::{Maps, NoMaps, Place, Process},
     walk::Walked,
 };
+pub(crate) use self::{perf_map::fuzz as fuzz_perf_map, process::fuzz as fuzz_maps};
 use super::{
     MOST_UNNAMED, budget,
     worker::{
