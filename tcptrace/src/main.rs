@@ -3,9 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tcptrace::{cli::Cli, command::NotStarted, run};
+use tcptrace::{cli::Cli, command::NotStarted, kernel::helper, run};
 
 fn main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == helper::ROLE)
+    {
+        return helper::serve();
+    }
     match run::run(Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         // Whoever read our output has had enough: no mistake of anybody's.

@@ -6,7 +6,9 @@ mod refused;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::LazyCell, fs, fs::File, io, os::unix::fs::MetadataExt as _, process};
+use std::{
+    cell::LazyCell, fs, fs::File, io, ops::ControlFlow, os::unix::fs::MetadataExt as _, process,
+};
 
 use aya::{
     Ebpf,
@@ -20,7 +22,10 @@ pub use self::{
     refused::{Cause, Refused},
 };
 use super::{open_sockets, system::System};
-use crate::{event::Probes as Kind, reason::Reason};
+use crate::{
+    event::{Probes as Kind, States},
+    reason::Reason,
+};
 
 /// Size of the ring buffer where nothing else is asked for, bytes.
 pub const DEFAULT_BUFFER: u32 = 8 << 20;
@@ -220,13 +225,13 @@ impl Probes {
             .sum()
     }
 
-    /// Begins a walk of all open files, for [`open_sockets::sockets`] to read. It numbers
-    /// processes as the initial pid namespace does.
+    /// Begins a walk of all open files, for [`open_sockets::sockets`] to read: of sockets in the states `wanted`, and
+    /// what they hold of those in `detailed`. It numbers processes as the initial pid namespace does.
     ///
     /// # Errors
     /// When the kernel does not take the program, or the walk.
-    pub fn open_sockets(&mut self) -> Result<File, Refused> {
-        self.object.open_sockets()
+    pub fn open_sockets(&mut self, wanted: States, detailed: States) -> Result<File, Refused> {
+        self.object.open_sockets(wanted, detailed)
     }
 
     /// The log of the probes; give it to a logger to see what they cannot explain.
@@ -329,6 +334,7 @@ pub fn try_all() -> Tried {
         settings.buffer /= 2;
         object = Types::read().and_then(|types| Object::open(types, &settings));
     }
+    let all = States::ALL;
     let probes = object.as_mut().ok().map(|object| {
         let transitions = object.attach_transitions();
         object.detach_transitions();
@@ -339,8 +345,9 @@ pub fn try_all() -> Tried {
             transitions,
             time_wait,
             accept,
-            open_sockets: object.open_sockets().and_then(|records| {
-                open_sockets::sockets(records, |(), _| false, |(), _, _| ()).map_err(|error| {
+            open_sockets: object.open_sockets(all, all).and_then(|records| {
+                let go_on = || ControlFlow::Continue(());
+                open_sockets::sockets(records, |_| false, |_, _| (), go_on).map_err(|error| {
                     Refused::Program {
                         name: OPEN_FILES.to_owned(),
                         cause: Cause::from(&error),

@@ -3,7 +3,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
     io,
+    ops::ControlFlow,
     thread::available_parallelism,
 };
 
@@ -11,17 +13,18 @@ use tcptrace_ebpf::State;
 
 use super::{
     Piles,
-    holders::{Holders, Sockets},
+    holders::{Holders, Sockets, Step, Wants, Way},
 };
 use crate::{
-    event::{Detail, Event, Look, Row, Scope, States},
+    event::{Activity, Detail, Event, Look, Row, Scope, States},
     kernel::{
         capabilities::Capabilities,
         clock,
+        helper::{Failure, Helpers},
         netns::{self, Namespaces},
         netstat::TcpExt,
         probes::Probes,
-        sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Query, Timer},
+        sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Exact, Query, Timer, exact},
     },
     reason::Reason,
 };
@@ -44,6 +47,10 @@ pub(super) struct Looks {
     /// Namespaces in which the last look showed that something has piled up.
     piled: HashSet<u32>,
     holders: Holders,
+    /// They ask what would wait for the locks of sockets.
+    helpers: Helpers,
+    /// Namespaces of which it was said that it is not known when sockets last moved.
+    said_locked: HashSet<u32>,
     namespaces: Option<Namespaces>,
     /// Namespaces with timewait sockets in FIN_WAIT2, and when the last was heard of: where a look at
     /// TIME_WAIT may tell something.
@@ -82,6 +89,8 @@ impl Looks {
             traced,
             only_last: piles.is_some_and(|piles| piles.only_last),
             holders: Holders::new(piles.is_some_and(|piles| piles.tree), threads),
+            helpers: Helpers::default(),
+            said_locked: HashSet::new(),
             piled: HashSet::new(),
             namespaces: None,
             orphans: HashMap::new(),
@@ -161,28 +170,75 @@ impl Looks {
             _ => ALL_STATES,
         };
         // Descriptors of connections that are over are leaked like those that the peer has left.
-        let unlisted = scope == Scope::All && piles.contains(State::CloseWait);
+        let unlisted = scope == Scope::All && piles.contains(State::CloseWait) && !silent;
+        let all = traced && scope == Scope::All;
+        let walk = match scope {
+            Scope::All | Scope::States(_) if !silent => self.walk(probes, unlisted, all),
+            _ => None,
+        };
+        // What has no descriptor has to be asked for by itself; by the walk, the rest is known.
+        let times = match (silent, walk.is_some()) {
+            (true, _) => Times::None,
+            (false, true) => Times::Unheld,
+            (false, false) => Times::All,
+        };
+        // Without the walk, a socket whose connection is over is known by no dump listing it.
+        let only_piles = self.only_last && (silent || walk.is_some());
         for namespace in namespaces.iter() {
             let inode = namespace.inode();
             if self.is_wanted(inode) && (everywhere || self.orphans.contains_key(&inode)) {
-                self.dump(namespace, scope, &mut looked, &mut closed, &mut |row| {
-                    sockets.add(&row, piles, traced && scope == Scope::All);
-                    if told & row.state.bit() != 0 {
-                        each(&Event::Socket(row));
+                let what = Dump {
+                    scope,
+                    only_piles,
+                    times,
+                };
+                self.dump(namespace, what, &mut looked, &mut closed, &mut |event| {
+                    if let Event::Socket(row) = event {
+                        sockets.add(row, piles, all);
+                        if told & row.state.bit() == 0 {
+                            return;
+                        }
                     }
+                    each(event);
                 });
-            } else if unlisted {
-                list(namespace, &mut sockets);
+            } else if unlisted && walk.is_none() {
+                list(namespace, &mut |inode| sockets.list(inode));
             }
         }
         looked.unseen.extend(netns::reasons(&closed));
         let all_held = match scope {
-            Scope::All | Scope::States(_) => {
-                let unseen = &mut looked.unseen;
+            Scope::All | Scope::States(_) if !silent => {
+                let mut list_again = || {
+                    let mut listed = hashbrown::HashSet::new();
+                    for namespace in namespaces.iter() {
+                        list(namespace, &mut |inode| {
+                            listed.insert(inode);
+                        });
+                    }
+                    listed
+                };
+                let wants = Wants {
+                    piles,
+                    unlisted,
+                    list_again: if self.only_last {
+                        Some(&mut list_again)
+                    } else {
+                        None
+                    },
+                };
+                let way = walk.map_or(Way::Procfs, Way::Walk);
+                let mut step = |step: Step<'_>| {
+                    match step {
+                        Step::Event(event) => each(event),
+                        Step::Pause => {}
+                    }
+                    ControlFlow::Continue(())
+                };
+                let (helpers, unseen) = (&mut self.helpers, &mut looked.unseen);
                 self.holders
-                    .look(sockets, unlisted, silent, probes, unseen, each)?
+                    .look(sockets, wants, way, helpers, unseen, &mut step)?
             }
-            Scope::TimeWait | Scope::Orphans => true,
+            _ => true,
         };
         // What could not be read may have been a namespace, or a holder; if neither is missed, never mind.
         let unseen = namespaces.unseen();
@@ -194,17 +250,38 @@ impl Looks {
         Ok(looked)
     }
 
+    /// Has the kernel walk all open files, if it can: for sockets of connections that are over, if `unlisted`; for `all`
+    /// sockets, or those in states in which they pile up.
+    fn walk(&mut self, probes: Option<&mut Probes>, unlisted: bool, all: bool) -> Option<File> {
+        let probes = probes.filter(|_| self.holders.can_walk())?;
+        let mut detailed = self.piles.unwrap_or_default();
+        if unlisted {
+            detailed = detailed.with(State::Close);
+        }
+        let wanted = match all {
+            true => States::ALL,
+            // Listeners hold what nobody has accepted.
+            false => detailed.with(State::Listen),
+        };
+        // Why it does not take the program, `tcptrace doctor` says.
+        let walk = probes.open_sockets(wanted, detailed).ok();
+        if walk.is_none() {
+            self.holders.cannot_walk();
+        }
+        walk
+    }
+
     /// Hands on the sockets of one namespace; one that cannot be looked into goes to `closed`.
     fn dump(
         &mut self,
         namespace: &netns::Namespace,
-        scope: Scope,
+        what: Dump,
         looked: &mut Looked,
         closed: &mut Vec<netns::Error>,
-        each: &mut impl FnMut(Row),
+        each: &mut impl FnMut(&Event),
     ) {
+        let scope = what.scope;
         let inode = namespace.inode();
-        let had_piled = self.piled.contains(&inode);
         let mut diag = match namespace.diag() {
             Ok(diag) => diag,
             // Its sockets are gone as well.
@@ -215,16 +292,17 @@ impl Looks {
             }
         };
         let piles = self.piles.map_or(0, States::mask);
-        let (others, piles) = match scope {
-            Scope::All if self.traced => (ALL_STATES & !piles, piles),
-            Scope::All => (ALL_STATES & !piles & !State::TimeWait.bit(), piles),
-            Scope::States(states) => (State::Listen.bit(), states.mask()),
+        let (states, piles) = match scope {
+            Scope::All if what.only_piles => (piles | State::Listen.bit(), piles),
+            Scope::All if self.traced => (ALL_STATES, piles),
+            Scope::All => (ALL_STATES & !State::TimeWait.bit() | piles, piles),
+            Scope::States(states) => (State::Listen.bit() | states.mask(), states.mask()),
             Scope::TimeWait | Scope::Orphans => (State::TimeWait.bit() | State::FinWait2.bit(), 0),
         };
         let time_wait_only = matches!(scope, Scope::TimeWait | Scope::Orphans);
         if time_wait_only {
             let query = Query {
-                states: others,
+                states,
                 ..Query::ALL
             };
             let waiting = (scope == Scope::Orphans).then_some(&self.waiting);
@@ -234,7 +312,7 @@ impl Looks {
                         let news = self.remember(entry, inode);
                         // Of orphans, only what is new: there may be very many sockets in TIME_WAIT.
                         if scope == Scope::TimeWait || news {
-                            each(row_of(entry, inode));
+                            each(&Event::Socket(row_of(entry, inode, false)));
                         }
                     }
                     if completeness == Completeness::Complete {
@@ -245,40 +323,40 @@ impl Looks {
             }
             return;
         }
-        // What piles up comes last: what moves there meanwhile is seen twice rather than not at all. And where
-        // nothing did so far, one walk through the kernel's table, which is dear whatever it finds, tells whether
-        // it takes another.
-        let mut complete = true;
-        let mut is_piled = had_piled;
-        let first = if had_piled { others } else { others | piles };
-        for (states, tcp_info) in [(first, false), (piles, true)] {
-            if states == 0 || tcp_info && !is_piled {
-                continue;
+        // One walk through the kernel's table, which is dear whatever it finds.
+        let query = Query {
+            states,
+            ..Query::ALL
+        };
+        let mut is_piled = false;
+        let mut unheld = Vec::new();
+        let dumped = diag.dump(query, |entry| {
+            let piles_up = piles & entry.state.bit() != 0;
+            is_piled |= piles_up;
+            // A request, which is no socket yet, has none of what is asked for.
+            if piles_up && entry.inode == 0 && entry.shutdown.is_some() {
+                unheld.push(exact(entry));
             }
-            let query = Query {
-                states,
-                tcp_info,
-                ..Query::ALL
-            };
-            is_piled &= !tcp_info;
-            let dumped = diag.dump(query, |entry| {
-                let piles_up = piles & entry.state.bit() != 0;
-                is_piled |= piles_up;
-                // The second walk shows more of it.
-                if !piles_up || tcp_info {
-                    self.remember(entry, inode);
-                    each(row_of(entry, inode));
-                }
-            });
-            match dumped {
-                Ok(Completeness::Complete) => {}
-                Ok(Completeness::Interrupted) => complete = false,
-                Err(error) => {
-                    complete = false;
-                    looked.unseen.push(error.reason(inode));
-                    break;
-                }
+            self.remember(entry, inode);
+            each(&Event::Socket(row_of(entry, inode, piles_up)));
+        });
+        let complete = match dumped {
+            Ok(Completeness::Complete) => true,
+            Ok(Completeness::Interrupted) => false,
+            Err(error) => {
+                looked.unseen.push(error.reason(inode));
+                false
             }
+        };
+        let asked = match what.times {
+            Times::All if is_piled => self.times(inode, &diag, piles, each),
+            Times::Unheld if !unheld.is_empty() => self.times_of(&diag, &unheld, each),
+            _ => Ok(()),
+        };
+        if let Err(failure) = asked
+            && self.said_locked.insert(inode)
+        {
+            eprintln!("tcptrace: {}", no_times(inode, &failure));
         }
         if piles != 0 {
             if is_piled {
@@ -292,6 +370,43 @@ impl Looks {
         } else {
             looked.failed = true;
         }
+    }
+
+    /// Hands on when sockets in these states last moved.
+    fn times(
+        &mut self,
+        netns: u32,
+        diag: &Diag,
+        states: u16,
+        each: &mut impl FnMut(&Event),
+    ) -> Result<(), Failure> {
+        // As long as one waits for the lock of a socket, so would the next.
+        if self.said_locked.contains(&netns) && self.helpers.are_stuck() {
+            return Err(Failure::Stuck);
+        }
+        let asked = diag.times(states, &mut self.helpers, &mut || {}, |entry| {
+            if let Some(event) = activity(entry) {
+                each(&event);
+            }
+        });
+        if asked.is_ok() {
+            self.said_locked.remove(&netns);
+        }
+        asked
+    }
+
+    /// The same for single sockets.
+    fn times_of(
+        &mut self,
+        diag: &Diag,
+        sockets: &[Exact],
+        each: &mut impl FnMut(&Event),
+    ) -> Result<(), Failure> {
+        diag.times_of(sockets, &mut self.helpers, &mut || {}, |entry| {
+            if let Some(event) = activity(entry) {
+                each(&event);
+            }
+        })
     }
 
     /// Remembers orphans. Returns whether the entry tells something new of one.
@@ -368,9 +483,62 @@ impl Looks {
     }
 }
 
+/// What a dump is to show.
+#[derive(Clone, Copy)]
+struct Dump {
+    scope: Scope,
+    /// Only sockets in states in which they pile up, and listeners.
+    only_piles: bool,
+    times: Times,
+}
+
+/// Of which sockets, in states in which they pile up, it is asked when they last moved.
+#[derive(Clone, Copy)]
+enum Times {
+    /// Of none.
+    None,
+    /// Of those without a descriptor.
+    Unheld,
+    /// Of all.
+    All,
+}
+
+/// That it is not known when sockets of a namespace last moved.
+fn no_times(netns: u32, failure: &Failure) -> Reason {
+    let what = format!(
+        "network namespace {netns}: when sockets last sent or received anything is not known, and so not why they are \
+         held, nor of those from before tcptrace since when"
+    );
+    match failure {
+        Failure::Stuck | Failure::TooManyStuck => Reason::new(
+            format_args!(
+                "{what}, because a socket's lock is held by somebody who waits for memory, and the kernel waits for it"
+            ),
+            "find a process in a system call on a socket that does not return (userfaultfd, FUSE, NFS), or run as root \
+             on a kernel that takes BPF programs: then no lock is needed",
+        ),
+        Failure::Broken(error) => Reason::new(
+            format_args!("{what}, because the process that asks failed: {error}"),
+            "please report it, with the output of `tcptrace doctor`",
+        ),
+    }
+}
+
+/// None for what is no full socket.
+fn activity(entry: &Entry) -> Option<Event> {
+    let info = entry.tcp_info?;
+    Some(Event::Activity(Activity {
+        time: entry.time,
+        cookie: entry.cookie,
+        state: entry.state,
+        last_data_sent_ms: info.last_data_sent_ms,
+        last_ack_recv_ms: info.last_ack_recv_ms,
+    }))
+}
+
 /// Which sockets of a namespace are in a table, though they were not asked for: those are not to be disturbed
 /// by asking them through a duplicate. If it cannot be looked into, they will be.
-fn list(namespace: &netns::Namespace, sockets: &mut Sockets) {
+fn list(namespace: &netns::Namespace, each: &mut impl FnMut(u32)) {
     let query = Query {
         states: ALL_STATES & !State::TimeWait.bit(),
         ..Query::ALL
@@ -379,7 +547,7 @@ fn list(namespace: &netns::Namespace, sockets: &mut Sockets) {
         return;
     };
     // What a dump that fails has shown is listed all the same.
-    let _ = diag.dump(query, |entry| sockets.list(entry.inode));
+    let _ = diag.dump(query, |entry| each(entry.inode));
 }
 
 /// Timewait sockets; with `waiting`, only those in FIN_WAIT2, and those of `waiting` that have come to TIME_WAIT since.
@@ -420,7 +588,7 @@ fn inodes(namespaces: &Option<Namespaces>) -> impl Iterator<Item = u32> {
         .map(netns::Namespace::inode)
 }
 
-fn row_of(entry: &Entry, netns: u32) -> Row {
+fn row_of(entry: &Entry, netns: u32, detailed: bool) -> Row {
     Row {
         time: entry.time,
         socket: entry.socket(netns),
@@ -428,7 +596,8 @@ fn row_of(entry: &Entry, netns: u32) -> Row {
         inode: entry.inode,
         cgroup: entry.cgroup.unwrap_or(0),
         time_wait_ms: entry.is_timewait().then_some(entry.expires_ms),
-        detail: entry.tcp_info.map(|info| Detail {
+        // Neither a timewait socket has any, nor a request.
+        detail: (detailed && entry.shutdown.is_some()).then(|| Detail {
             within_ms: u32::try_from(entry.within / 1_000_000).unwrap_or(u32::MAX),
             recv_queue: entry.recv_queue,
             send_queue: entry.send_queue,
@@ -438,8 +607,9 @@ fn row_of(entry: &Entry, netns: u32) -> Row {
                 _ => 0,
             },
             uid: entry.uid,
-            last_data_sent_ms: Some(info.last_data_sent_ms),
-            last_ack_recv_ms: Some(info.last_ack_recv_ms),
+            // An `Activity` follows, if it can be asked for.
+            last_data_sent_ms: None,
+            last_ack_recv_ms: None,
             orderly: None,
         }),
     }

@@ -9,17 +9,19 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuArray, RingBuf},
+    maps::{Array, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, FEntry, Iter, Program, ProgramError, TracePoint, links::LinkError},
 };
-use tcptrace_ebpf::{Caller, Config, FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING, TextRange};
+use tcptrace_ebpf::{
+    Caller, Config, FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING, TextRange, WITHOUT_LOCK,
+};
 
 use super::{
     Settings,
     refused::{Cause, Refused},
 };
 use crate::{
-    event::Probes as Kind,
+    event::{Probes as Kind, States},
     kernel::{btf, clock, kallsyms, private_mount::with_tracefs},
     tracker::TIME_WAIT_SECONDS,
 };
@@ -89,6 +91,8 @@ pub(super) struct Object {
     pub(super) programs: Vec<i32>,
     btf: Btf,
     accept_arguments: Option<usize>,
+    /// A field that is missing, so that the walk of all open files cannot show what sockets hold.
+    without_lock: Option<&'static FieldSpec>,
 }
 
 /// `Config` as aya hands it over: bytes.
@@ -152,6 +156,10 @@ impl Object {
         };
         let symbols = take_symbols(ranges, &mut config);
         let bytes = ConfigBytes(config);
+        let without_lock = FIELDS
+            .iter()
+            .zip(&types.offsets)
+            .find(|(field, offset)| field.without == Some(WITHOUT_LOCK) && **offset == MISSING);
         let level: u8 = if settings.log { 5 } else { 0 };
         let mut ebpf = loader
             .override_global("OFFSETS", &types.offsets[..], true)
@@ -171,6 +179,7 @@ impl Object {
             programs: Vec::new(),
             btf: types.btf,
             accept_arguments: types.accept_arguments,
+            without_lock: without_lock.map(|(field, _)| field),
         })
     }
 
@@ -234,8 +243,19 @@ impl Object {
         self.detach(&ACCEPT_CALLS);
     }
 
-    /// Begins a walk of all open files, to be read to its end. The program is loaded the first time.
-    pub(super) fn open_sockets(&mut self) -> Result<File, Refused> {
+    /// Begins a walk of all open files, to be read to its end before the next one begins. The program is loaded the
+    /// first time.
+    pub(super) fn open_sockets(
+        &mut self,
+        wanted: States,
+        detailed: States,
+    ) -> Result<File, Refused> {
+        if let Some(field) = self.without_lock {
+            return Err(Refused::NoField(field.path.to_owned()));
+        }
+        let masks = u32::from(wanted.mask()) | u32::from(detailed.mask()) << 16;
+        self.set_walk(masks)
+            .map_err(|error| Refused::map(&error.into()))?;
         let open = || -> Result<File, ProgramError> {
             let program: &mut Iter = program(&mut self.ebpf, OPEN_SOCKETS)?.try_into()?;
             if program.fd().is_err() {
@@ -249,6 +269,13 @@ impl Object {
             })
         };
         attach_as(OPEN_FILES, open)
+    }
+
+    fn set_walk(&mut self, masks: u32) -> Result<(), MapError> {
+        let name = "WALK";
+        let map = self.ebpf.map_mut(name);
+        let map = map.ok_or(MapError::InvalidName { name: name.into() })?;
+        Array::try_from(map)?.set(0, masks, 0)
     }
 
     /// All or none of them.
