@@ -78,6 +78,17 @@ impl Sockets {
         }
     }
 
+    /// Those in states in which they pile up, and listeners that are wanted, of which no holder is known.
+    pub(super) fn unheld(&self) -> HashSet<u32> {
+        let mut unheld = HashSet::new();
+        for (inode, (wanted, held)) in &self.listed {
+            if *wanted == Wanted::Details && !held {
+                unheld.insert(*inode);
+            }
+        }
+        unheld
+    }
+
     /// Whether a holder is known of each of which one is wanted.
     fn are_held(&self) -> bool {
         let mut listed = self.listed.values();
@@ -170,7 +181,7 @@ impl Holders {
     /// When `/proc` cannot be read.
     pub(super) fn look(
         &mut self,
-        mut sockets: Sockets,
+        sockets: &mut Sockets,
         wants: Wants<'_>,
         way: Way,
         helpers: &mut Helpers,
@@ -189,17 +200,17 @@ impl Holders {
         };
         match way {
             Way::Walk(records) => {
-                let walked = self.walk(records, &mut sockets, &wants, &tree, step);
+                let walked = self.walk(records, sockets, &wants, &tree, step);
                 if let Err(error) = walked {
                     self.no_walk = true;
                     eprintln!(
                         "tcptrace: cannot walk all open files: {error}; /proc is read from now on for who has \
                          which socket open, which takes longer"
                     );
-                    self.read(&mut sockets, wants, &tree, helpers, unseen, step)?;
+                    self.read(sockets, wants, &tree, helpers, unseen, step)?;
                 }
             }
-            Way::Procfs => self.read(&mut sockets, wants, &tree, helpers, unseen, step)?,
+            Way::Procfs => self.read(sockets, wants, &tree, helpers, unseen, step)?,
         }
         Ok(sockets.are_held())
     }

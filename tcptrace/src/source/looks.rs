@@ -226,6 +226,7 @@ impl Looks {
                         None
                     },
                 };
+                let walks = walk.is_some();
                 let way = walk.map_or(Way::Procfs, Way::Walk);
                 let mut step = |step: Step<'_>| {
                     match step {
@@ -235,8 +236,13 @@ impl Looks {
                     ControlFlow::Continue(())
                 };
                 let (helpers, unseen) = (&mut self.helpers, &mut looked.unseen);
-                self.holders
-                    .look(sockets, wants, way, helpers, unseen, &mut step)?
+                let holders = &mut self.holders;
+                let all_held =
+                    holders.look(&mut sockets, wants, way, helpers, unseen, &mut step)?;
+                if walks && !all_held {
+                    self.times_of_unheld(&namespaces, &sockets.unheld(), each);
+                }
+                all_held
             }
             _ => true,
         };
@@ -407,6 +413,44 @@ impl Looks {
                 each(&event);
             }
         })
+    }
+
+    /// Hands on when sockets last moved that the kernel's walk has not come by: threads have them in tables of their own,
+    /// or they are on their way from one process to another.
+    fn times_of_unheld(
+        &mut self,
+        namespaces: &Namespaces,
+        inodes: &hashbrown::HashSet<u32>,
+        each: &mut impl FnMut(&Event),
+    ) {
+        if inodes.is_empty() {
+            return;
+        }
+        let query = Query {
+            states: self.piles.map_or(0, States::mask),
+            ..Query::ALL
+        };
+        for namespace in namespaces.iter() {
+            if !self.piled.contains(&namespace.inode()) {
+                continue;
+            }
+            let Ok(mut diag) = namespace.diag() else {
+                continue;
+            };
+            let mut unheld = Vec::new();
+            // What a dump that fails has shown is true all the same.
+            let _ = diag.dump(query, |entry| {
+                if inodes.contains(&entry.inode) {
+                    unheld.push(exact(entry));
+                }
+            });
+            if !unheld.is_empty()
+                && let Err(failure) = self.times_of(&diag, &unheld, each)
+                && self.said_locked.insert(namespace.inode())
+            {
+                eprintln!("tcptrace: {}", no_times(namespace.inode(), &failure));
+            }
+        }
     }
 
     /// Remembers orphans. Returns whether the entry tells something new of one.
