@@ -21,7 +21,11 @@ pub use self::{
     object::Symbols,
     refused::{Cause, Refused},
 };
-use super::{open_sockets, system::System};
+use super::{
+    capabilities::{Capabilities, Capability},
+    open_sockets, procfs,
+    system::System,
+};
 use crate::{
     event::{Probes as Kind, States},
     reason::Reason,
@@ -32,6 +36,10 @@ pub const DEFAULT_BUFFER: u32 = 8 << 20;
 
 /// The same with stacks: seven thousand of them, or 350,000 a second.
 pub const STACKS_BUFFER: u32 = 64 << 20;
+
+/// With so many open files, a command that looks once has the kernel walk them. Below, to load the program for that
+/// costs more than to read `/proc`.
+pub const WALKED_FILES: u64 = 20_000;
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -237,6 +245,48 @@ impl Probes {
     /// The log of the probes; give it to a logger to see what they cannot explain.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.object.ebpf
+    }
+}
+
+/// The walk of all open files alone, for a command that looks once: it traces nothing.
+pub struct Walker {
+    object: Object,
+}
+
+impl Walker {
+    /// Loads it, if it may be loaded and that pays: if more than [`WALKED_FILES`] are open on this host. Where it does
+    /// not work, `/proc` tells the same.
+    #[must_use]
+    pub fn if_it_pays() -> Option<Self> {
+        let open_files = fs::read_to_string("/proc/sys/fs/file-nr").ok()?;
+        let open_files: u64 = open_files.split_whitespace().next()?.parse().ok()?;
+        let needed = [Capability::BPF, Capability::PERFMON];
+        let pays = open_files > WALKED_FILES
+            && Capabilities::of_self().missing(&needed).is_empty()
+            && !procfs::has_private_pids();
+        pays.then(|| Self::load().ok()).flatten()
+    }
+
+    fn load() -> Result<Self, Refused> {
+        let settings = Settings {
+            config: Config::ALL,
+            // Nothing is written into it. The kernel has none that is smaller.
+            buffer: rustix::param::page_size() as u32,
+            time_wait: false,
+            accept: false,
+            only: None,
+            log: false,
+        };
+        let object = Object::open(Types::read_without_symbols()?, &settings)?;
+        Ok(Self { object })
+    }
+
+    /// As [`Probes::open_sockets`].
+    ///
+    /// # Errors
+    /// When the kernel does not take the program, or the walk.
+    pub fn open_sockets(&mut self, wanted: States, detailed: States) -> Result<File, Refused> {
+        self.object.open_sockets(wanted, detailed)
     }
 }
 

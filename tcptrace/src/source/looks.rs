@@ -23,7 +23,7 @@ use crate::{
         helper::{Failure, Helpers},
         netns::{self, Namespaces},
         netstat::TcpExt,
-        probes::Probes,
+        probes::{Probes, Walker},
         sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Exact, Query, Timer, exact},
     },
     reason::Reason,
@@ -47,6 +47,8 @@ pub(super) struct Looks {
     /// Namespaces in which the last look showed that something has piled up.
     piled: HashSet<u32>,
     holders: Holders,
+    /// Walks all open files where nothing is traced, if that pays.
+    walker: Option<Walker>,
     /// They ask what would wait for the locks of sockets.
     helpers: Helpers,
     /// Namespaces of which it was said that it is not known when sockets last moved.
@@ -89,6 +91,7 @@ impl Looks {
             traced,
             only_last: piles.is_some_and(|piles| piles.only_last),
             holders: Holders::new(piles.is_some_and(|piles| piles.tree), threads),
+            walker: None,
             helpers: Helpers::default(),
             said_locked: HashSet::new(),
             piled: HashSet::new(),
@@ -135,6 +138,7 @@ impl Looks {
     ) -> io::Result<Looked> {
         // The first of two is told of only as far as the second needs it.
         let silent = self.only_last && self.namespaces.is_none();
+        let probes_missing = probes.is_none();
         let time = clock::boot_ns();
         each(&Event::Look(Look {
             time,
@@ -253,13 +257,19 @@ impl Looks {
             looked.unseen.extend(reasons);
         }
         self.namespaces = Some(namespaces);
+        if silent && probes_missing {
+            // There is time for it until the second look.
+            self.walker = Walker::if_it_pays();
+        }
         Ok(looked)
     }
 
     /// Has the kernel walk all open files, if it can: for sockets of connections that are over, if `unlisted`; for `all`
     /// sockets, or those in states in which they pile up.
     fn walk(&mut self, probes: Option<&mut Probes>, unlisted: bool, all: bool) -> Option<File> {
-        let probes = probes.filter(|_| self.holders.can_walk())?;
+        if !self.holders.can_walk() {
+            return None;
+        }
         let mut detailed = self.piles.unwrap_or_default();
         if unlisted {
             detailed = detailed.with(State::Close);
@@ -270,11 +280,15 @@ impl Looks {
             false => detailed.with(State::Listen),
         };
         // Why it does not take the program, `tcptrace doctor` says.
-        let walk = probes.open_sockets(wanted, detailed).ok();
-        if walk.is_none() {
+        let walk = match (probes, &mut self.walker) {
+            (Some(probes), _) => probes.open_sockets(wanted, detailed),
+            (None, Some(walker)) => walker.open_sockets(wanted, detailed),
+            (None, None) => return None,
+        };
+        if walk.is_err() {
             self.holders.cannot_walk();
         }
-        walk
+        walk.ok()
     }
 
     /// Hands on the sockets of one namespace; one that cannot be looked into goes to `closed`.

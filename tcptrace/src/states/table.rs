@@ -152,6 +152,11 @@ impl<'a> Table<'a> {
         self.wanted.contains(&inode)
     }
 
+    /// Inodes of the sockets of which it has to be known.
+    pub(super) fn wanted(&self) -> &HashSet<u32> {
+        &self.wanted
+    }
+
     /// A descriptor of a socket, after all sockets.
     pub fn holder(&mut self, holder: &Holder) {
         self.holders.push(Held {
@@ -175,6 +180,8 @@ impl<'a> Table<'a> {
     pub fn attribute(&mut self) {
         let mut holders = std::mem::take(&mut self.holders);
         holders.sort_unstable();
+        // One can be shown twice.
+        holders.dedup();
         for seen in std::mem::take(&mut self.waiting) {
             self.has_unknown |= seen.inode != 0 && held(&holders, seen.inode).is_empty();
             self.count(&seen, &holders);

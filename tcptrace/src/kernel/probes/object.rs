@@ -57,8 +57,8 @@ pub(super) struct Types {
     /// How many arguments [`ACCEPT_FUNCTION`] takes.
     accept_arguments: Option<usize>,
     btf: Btf,
-    /// On their way; or no thread could be made to fetch them.
-    ranges: io::Result<JoinHandle<Ranges>>,
+    /// On their way; or no thread could be made to fetch them. `None`: nobody needs them.
+    ranges: Option<io::Result<JoinHandle<Ranges>>>,
 }
 
 /// Where the functions of [`looked_for`] lie.
@@ -108,6 +108,15 @@ impl Types {
         // To read these takes as long as all the rest up to the first probe.
         let reader = thread::Builder::new().name("symbols".to_owned());
         let ranges = reader.spawn(|| kallsyms::find(looked_for()));
+        Self::with(Some(ranges))
+    }
+
+    /// For programs that look for no function.
+    pub(super) fn read_without_symbols() -> Result<Self, Refused> {
+        Self::with(None)
+    }
+
+    fn with(ranges: Option<io::Result<JoinHandle<Ranges>>>) -> Result<Self, Refused> {
         let types = btf::Btf::of_kernel().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Refused::NoBtf,
             io::ErrorKind::InvalidData => Refused::BtfUnusable(error.to_string()),
@@ -149,10 +158,11 @@ impl Object {
         // It reads the kernel's types once more: time for the symbols to come.
         let mut loader = EbpfLoader::new();
         let ranges = match types.ranges {
-            Ok(reader) => reader
+            Some(Ok(reader)) => reader
                 .join()
                 .unwrap_or_else(|panic| panic::resume_unwind(panic)),
-            Err(_) => kallsyms::find(looked_for()),
+            Some(Err(_)) => kallsyms::find(looked_for()),
+            None => Ok(None),
         };
         let symbols = take_symbols(ranges, &mut config);
         let bytes = ConfigBytes(config);
