@@ -44,6 +44,11 @@ const ENTRY: Loss = Loss {
     fix: "it needs a kernel of 6.14 or later, which keeps it",
 };
 
+/// What is lost without the fields that show what a socket holds, without its lock.
+pub const WITHOUT_LOCK: Loss = Loss {
+    what: "counters and times of sockets, read without their locks",
+    fix: "please report it, with the output of `tcptrace doctor`",
+};
 const STACKS: Loss = Loss {
     what: "where in its code a program connects or accepts (--stacks)",
     fix: "it needs a kernel for x86-64",
@@ -79,6 +84,7 @@ fields! {
     SkcLocalAddr6 = "sock_common.skc_v6_rcv_saddr", without: IPV6;
     SkcNet = "sock_common.skc_net.net";
     SkcCookie = "sock_common.skc_cookie";
+    SkcState = "sock_common.skc_state";
     SkcReferences = "sock_common.skc_refcnt";
     NetInode = "net.ns.inum";
     SkProtocol = "sock.sk_protocol";
@@ -91,6 +97,13 @@ fields! {
     NodeId = "kernfs_node.id", without: CONTAINER;
     InetLocalPort = "inet_sock.inet_sport";
     TcpLinger2 = "tcp_sock.linger2", without: LINGER2;
+    TcpSentAt = "tcp_sock.lsndtime", without: WITHOUT_LOCK;
+    TcpAckedAt = "tcp_sock.rcv_tstamp", without: WITHOUT_LOCK;
+    TcpBytesAcked = "tcp_sock.bytes_acked", without: WITHOUT_LOCK;
+    TcpBytesSent = "tcp_sock.bytes_sent", without: WITHOUT_LOCK;
+    TcpBytesRetrans = "tcp_sock.bytes_retrans", without: WITHOUT_LOCK;
+    TcpDataSegsOut = "tcp_sock.data_segs_out", without: WITHOUT_LOCK;
+    TcpDelivered = "tcp_sock.delivered", without: WITHOUT_LOCK;
     SocketFile = "socket.file";
     SocketSock = "socket.sk";
     FileInode = "file.f_inode";

@@ -292,6 +292,13 @@ pub(crate) unsafe fn write_task(header: *mut Header) {
     }
 }
 
+/// An address as records have it.
+#[inline(always)]
+pub(crate) fn words_as_bytes(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: 16 bytes either way, and any bytes are an address.
+    unsafe { core::mem::transmute(words) }
+}
+
 #[inline(always)]
 unsafe fn write_words(to: *mut [u8; 16], words: [u32; 4]) {
     // SAFETY: 16 bytes either way; the arrays in a header are 4-aligned.

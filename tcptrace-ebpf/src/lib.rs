@@ -10,6 +10,9 @@ mod record;
 mod state;
 
 pub use config::{Caller, Config, Counter, TextRange};
-pub use fields::{FIELD_COUNT, FIELDS, Field, FieldSpec, Loss, MISSING};
-pub use record::{CHAIN, COPY, Flags, Header, Kind, OpenSocket, Stack, TimeWait, Transition, Via};
+pub use fields::{FIELD_COUNT, FIELDS, Field, FieldSpec, Loss, MISSING, WITHOUT_LOCK};
+pub use record::{
+    CHAIN, COPY, Flags, Header, Kind, OpenSocket, OpenSocketDetail, Stack, TimeWait, Transition,
+    Via,
+};
 pub use state::State;

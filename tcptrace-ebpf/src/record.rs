@@ -200,6 +200,56 @@ pub struct OpenSocket {
     pub tid: u32,
     /// Its number in that table.
     pub fd: u32,
+    /// Number of the socket's state.
+    pub state: u8,
+    /// 1 if an [`OpenSocketDetail`] follows, else 0.
+    pub detailed: u8,
+    /// `IPPROTO_TCP` or `IPPROTO_MPTCP`.
+    pub protocol: u16,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// What the socket itself holds, read without its lock: members that belong together may be of different moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(FromBytes, IntoBytes, Immutable, KnownLayout)
+)]
+#[repr(C)]
+pub struct OpenSocketDetail {
+    /// When it was read, boot time nanoseconds.
+    pub time: u64,
+    /// The socket cookie; made if it had none.
+    pub cookie: u64,
+    /// Sequence numbers that the peer acknowledged (`tcpi_bytes_acked`).
+    pub bytes_acked: u64,
+    /// Payload sent, with what was sent again.
+    pub bytes_sent: u64,
+    /// Payload sent again.
+    pub bytes_retrans: u64,
+    /// Local address, IPv4 as `::ffff:a.b.c.d`.
+    pub local_addr: [u8; 16],
+    /// Remote address, likewise.
+    pub remote_addr: [u8; 16],
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Jiffies since data was sent (`tp->lsndtime`).
+    pub sent_ago: u32,
+    /// Jiffies since an ACK was received (`tp->rcv_tstamp`).
+    pub acked_ago: u32,
+    /// Segments sent with payload.
+    pub data_segs_out: u32,
+    /// Segments that arrived at the peer: SYN or SYN-ACK, payload, a FIN without.
+    pub delivered: u32,
+    /// `sk_err`, 0 for none.
+    pub error: u32,
+    /// Local port.
+    pub local_port: u16,
+    /// Remote port.
+    pub remote_port: u16,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 impl Header {
@@ -229,5 +279,6 @@ const _: () = {
     assert!(size_of::<Transition>() == 112);
     assert!(size_of::<TimeWait>() == 128);
     assert!(size_of::<Stack>() == 152 + CHAIN * 8 + COPY);
-    assert!(size_of::<OpenSocket>() == 16);
+    assert!(size_of::<OpenSocket>() == 24);
+    assert!(size_of::<OpenSocketDetail>() == 104);
 };

@@ -14,12 +14,13 @@ use std::{
     env, fs,
     hint::black_box,
     io::{self, Write as _},
+    ops::ControlFlow,
     process::ExitCode,
 };
 
 use nix::time::{ClockId, clock_gettime};
 use tcptrace::{
-    event::{Comm, Event, Socket, Task, Transition, Tuple, address_bytes},
+    event::{Comm, Event, Socket, States, Task, Transition, Tuple, address_bytes},
     kernel::{
         open_sockets,
         probes::{self, Settings},
@@ -124,8 +125,11 @@ fn holders() -> String {
         parts.into_iter().sum()
     });
     let walk = timed(|| {
-        let records = probes.open_sockets().expect("this kernel walks open files");
-        open_sockets::sockets(records, |_, _| true, count).expect("a walk")
+        let records = probes.open_sockets(States::ALL, States::default());
+        let records = records.expect("this kernel walks open files");
+        let (mut count, go_on) = (0, || ControlFlow::Continue(()));
+        open_sockets::sockets(records, |_| true, |_, _| count += 1, go_on).expect("a walk");
+        count
     });
     format!("{{\"pass\":{pass},\"walk\":{walk}}}")
 }

@@ -73,7 +73,7 @@ pub enum Command {
 
 const LEAKS_EXAMPLES: &str = "\
 Examples:
-  tcptrace leaks --once               now, from what the kernel knows; no BPF, any kernel
+  tcptrace leaks --once               now, from what the kernel knows; needs no BPF
   tcptrace leaks                      watch: exact ages, growth, when the limit of descriptors is reached
   tcptrace leaks --older-than 10m --comm java
   tcptrace leaks --once --exit-code -o json > leaks.json || page-somebody
@@ -99,8 +99,9 @@ Examples:
   tcptrace states --by port --watch            again every two seconds
   tcptrace states -o json | jq .states.TIME_WAIT
 
-It looks at what exists now, in all network namespaces: no BPF, and no recording. Without privileges it
-counts this namespace, names this user's processes, and says what it could not see.
+It looks at what exists now, in all network namespaces; it needs no BPF. (With 20,000 open files or more, and
+the right to load BPF programs, it has the kernel walk them, which is faster.) Without privileges it counts
+this namespace, names this user's processes, and says what it could not see.
 
 Each socket is counted once, in the line of all processes that have it open; what nobody has accepted, in the
 line of its listener. `no process`: TIME_WAIT, and orphaned sockets, which their process has closed and the

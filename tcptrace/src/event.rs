@@ -40,6 +40,8 @@ pub enum Event {
     Look(Look),
     /// A socket that exists.
     Socket(Row),
+    /// When a socket that a look has shown last moved.
+    Activity(Activity),
     /// A descriptor by which a process holds a socket.
     Holder(Holder),
     /// Who a process is that holds a socket in a state that was asked for.
@@ -107,7 +109,12 @@ impl Event {
             | Self::Overflow { time, .. }
             | Self::Clock { time, .. }
             | Self::Tick { time } => *time,
-            Self::Holder(_) | Self::Process(_) | Self::Cgroup { .. } | Self::Stack(_) => {
+            // An answer to what a look showed, like the next: time is the look's.
+            Self::Activity(_)
+            | Self::Holder(_)
+            | Self::Process(_)
+            | Self::Cgroup { .. }
+            | Self::Stack(_) => {
                 return None;
             }
         })
@@ -609,10 +616,21 @@ pub struct States {
 }
 
 impl States {
+    /// Every state.
+    pub const ALL: Self = Self { mask: u16::MAX };
+
     /// Mask of [`State::bit`]s.
     #[must_use]
     pub const fn mask(self) -> u16 {
         self.mask
+    }
+
+    /// These and another one.
+    #[must_use]
+    pub const fn with(self, state: State) -> Self {
+        Self {
+            mask: self.mask | state.bit(),
+        }
     }
 
     /// Whether `state` is one of them.
@@ -703,6 +721,24 @@ pub struct Detail {
     /// reset or a time-out. `None` when that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub orderly: Option<bool>,
+}
+
+/// When a full socket last moved. It comes after the socket's [`Row`] of the same look, because it is asked for in
+/// another way, and not at all where the answer would take the lock of a socket that somebody holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// When it was asked.
+    pub time: u64,
+    /// The socket's cookie.
+    #[serde(with = "cookie")]
+    pub cookie: u64,
+    /// Its state then.
+    #[serde(with = "state")]
+    pub state: State,
+    /// Milliseconds since data was sent.
+    pub last_data_sent_ms: u32,
+    /// Milliseconds since an ACK was received; a FIN carries one.
+    pub last_ack_recv_ms: u32,
 }
 
 /// A descriptor by which a process holds a socket.

@@ -321,7 +321,16 @@ fn accept(probes: &TriedProbes, system: &System) -> Vec<Check> {
 fn holders(probes: &TriedProbes, facts: &Facts) -> Check {
     let why = match &probes.open_sockets {
         _ if facts.private_pids => "the kernel would number processes otherwise".to_owned(),
-        Ok(()) => return Check::ok(HOLDERS, "the kernel tells who has which socket open"),
+        Ok(()) => {
+            return Check::ok(
+                HOLDERS,
+                format!(
+                    "the kernel tells who has which socket open; of commands that look once (states, leaks --once) \
+                     with more than {} open files",
+                    crate::kernel::probes::WALKED_FILES
+                ),
+            );
+        }
         Err(refused) => explain::variant(refused, &facts.system).what,
     };
     Check::ok(

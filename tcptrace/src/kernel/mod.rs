@@ -4,6 +4,7 @@ pub mod btf;
 pub mod capabilities;
 pub mod cgroup;
 pub mod clock;
+pub mod helper;
 pub mod kallsyms;
 pub mod memory;
 mod mount_tables;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::thread;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, fstatfs, open, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat2, statat};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -236,9 +236,9 @@ impl Namespace {
     /// was there. So it is looked at (`O_PATH` does nothing to a device or a pipe) before it is
     /// opened.
     fn open(&self) -> Result<OwnedFd, Error> {
-        let mut denied = false;
+        let (mut denied, mut slow) = (false, false);
         for door in &self.doors {
-            match open(door, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+            match open_cached(door) {
                 Ok(file) if namespace_inode(&file) == Some(self.inode) => {
                     let file = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
                     return open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -246,8 +246,14 @@ impl Namespace {
                 }
                 Ok(_) | Err(Errno::NOENT | Errno::SRCH) => {}
                 Err(Errno::ACCESS | Errno::PERM) => denied = true,
+                Err(Errno::AGAIN) => slow = true,
                 Err(error) => return Err(self.other(error.into())),
             }
+        }
+        if slow {
+            let what =
+                "a file system on the way to it would have to be asked, which can take for ever";
+            return Err(self.other(io::Error::other(what)));
         }
         if denied {
             return Err(self.denied("CAP_SYS_PTRACE"));
@@ -268,6 +274,35 @@ impl Namespace {
             source,
         }
     }
+}
+
+/// Opens a path as a mere place (`O_PATH`), without asking any file system: `EAGAIN` where that would be needed.
+///
+/// All directories on the way to a mount are known to the kernel. Those of a FUSE file system may be so old that its
+/// server is asked again, and that can be anybody's process, and never answer.
+fn open_cached(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    // The kernel follows the links of `/proc` in no other way. They lead there at once.
+    let (base, below) = match behind_root(path) {
+        Some((root, below)) => (open(root, flags | OFlags::DIRECTORY, Mode::empty())?, below),
+        None if path.starts_with("/proc") => return open(path, flags, Mode::empty()),
+        None => (open("/", flags | OFlags::DIRECTORY, Mode::empty())?, path),
+    };
+    let cached = ResolveFlags::CACHED | ResolveFlags::IN_ROOT;
+    match openat2(&base, below, flags, Mode::empty(), cached) {
+        // Linux 5.12 can.
+        Err(Errno::INVAL | Errno::NOSYS) => open(path, flags, Mode::empty()),
+        opened => opened,
+    }
+}
+
+/// `/proc/PID/root` and what is below it.
+fn behind_root(path: &Path) -> Option<(&Path, &Path)> {
+    let root = path.ancestors().find(|root| {
+        root.file_name().is_some_and(|name| name == "root")
+            && root.parent().and_then(Path::parent) == Some(Path::new("/proc"))
+    })?;
+    Some((root, path.strip_prefix(root).ok()?))
 }
 
 /// `NSFS_MAGIC`, `include/uapi/linux/magic.h`.
@@ -439,6 +474,23 @@ mod tests {
     use std::net::TcpListener;
     use std::sync::mpsc;
     use std::time::Duration;
+
+    #[test]
+    fn a_place_behind_the_root_of_a_process() {
+        let split = |path| behind_root(Path::new(path));
+        let expected = (Path::new("/proc/7/root"), Path::new("run/netns/a"));
+        assert_eq!(split("/proc/7/root/run/netns/a"), Some(expected));
+        for path in [
+            "/run/netns/root",
+            "/proc/7/ns/net",
+            "/root/proc/7",
+            "/proc/root",
+        ] {
+            assert_eq!(split(path), None, "{path}");
+        }
+        let inner = (Path::new("/proc/7/root"), Path::new("proc/8/root/a"));
+        assert_eq!(split("/proc/7/root/proc/8/root/a"), Some(inner));
+    }
 
     use rustix::thread::{
         CapabilitySet, UnshareFlags, capabilities, set_capabilities, unshare_unsafe,

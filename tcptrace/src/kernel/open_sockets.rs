@@ -1,41 +1,58 @@
 //! Who holds which TCP socket, told by the kernel, which walks all open files itself (`iter/task_file`): a fraction of
-//! the work of reading `/proc`.
+//! the work of reading `/proc`. It shows what the sockets hold as well, without taking their locks.
 
 use std::io::{self, ErrorKind, Read};
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 
 use hashbrown::HashMap;
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use tcptrace_ebpf::OpenSocket;
-use zerocopy::{FromZeros as _, IntoBytes as _};
+use tcptrace_ebpf::{OpenSocket, OpenSocketDetail, State};
+use zerocopy::FromBytes as _;
 
 use super::procfs::{Descriptor, Handle, open_dir};
 
-/// As many records as the kernel hands over at once (`bpf_seq_read()`: eight pages).
-const ROOM: usize = (8 << 12) / size_of::<OpenSocket>();
+/// As many bytes as the kernel hands over at once (`bpf_seq_read()`: eight pages).
+const ROOM: usize = 8 << 12;
+/// `IPPROTO_TCP`; the program passes over all but this and MPTCP.
+const TCP: u16 = 6;
 
-/// Hands the descriptors of TCP sockets that `records` tells of to `each`, if `wants` takes their inode and `/proc` shows
-/// that the process has them: of TCP, what [`sockets_by_part`](super::procfs::sockets_by_part) would find, in one part.
+/// A descriptor of a socket, as the walk shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// The descriptor.
+    pub descriptor: Descriptor,
+    /// The socket's state; `None` if it is one of MPTCP, whose state is another than the tables'.
+    pub state: Option<State>,
+    /// What the socket holds, if that was asked for of its state.
+    pub detail: Option<OpenSocketDetail>,
+}
+
+/// Hands what `records` shows to `each`, if `wants` takes it and `/proc` shows that the process has it. Between two
+/// reads, `pause` is called; it can end the walk.
 ///
 /// # Errors
 ///
 /// When `records` cannot be read, or no file descriptor is left to open a process with (`EMFILE`).
-pub fn sockets<P: Default>(
+pub fn sockets(
     mut records: impl Read,
-    wants: impl Fn(&mut P, u32) -> bool,
-    each: impl Fn(&mut P, &Handle, Descriptor),
-) -> io::Result<P> {
+    mut wants: impl FnMut(&Open) -> bool,
+    mut each: impl FnMut(&Handle, &Open),
+    mut pause: impl FnMut() -> ControlFlow<()>,
+) -> io::Result<()> {
     let proc = open_dir(CWD, "/proc")?;
-    let mut part = P::default();
-    let mut buffer = [OpenSocket::new_zeroed(); ROOM];
+    let mut buffer = vec![0; ROOM];
     let mut process = Current::default();
     // By process, whose table is taken: that of its first thread; if that has ended, of the first that has sockets.
     // Others share it, mostly.
     let mut tables = HashMap::new();
     loop {
-        let length = match records.read(buffer.as_mut_bytes()) {
-            Ok(0) => return Ok(part),
+        if pause().is_break() {
+            return Ok(());
+        }
+        let length = match records.read(&mut buffer) {
+            Ok(0) => return Ok(()),
             Ok(length) => length,
             // The kernel has come by a million files without such a socket (`MAX_ITER_OBJECTS`), and goes on from there.
             Err(error)
@@ -45,27 +62,45 @@ pub fn sockets<P: Default>(
             }
             Err(error) => return Err(error),
         };
-        if length % size_of::<OpenSocket>() != 0 {
-            return Err(ErrorKind::InvalidData.into());
-        }
         // Between two reads the kernel keeps no process, but looks for the same number again.
         process.is_confirmed = false;
-        for &OpenSocket {
-            inode,
-            pid,
-            tid,
-            fd,
-        } in &buffer[..length / size_of::<OpenSocket>()]
-        {
-            if *tables.entry(pid).or_insert(tid) != tid || !wants(&mut part, inode) {
+        let mut rest = &buffer[..length];
+        while !rest.is_empty() {
+            let (pid, open) = next(&mut rest).ok_or(ErrorKind::InvalidData)?;
+            let descriptor = open.descriptor;
+            if *tables.entry(pid).or_insert(descriptor.tid) != descriptor.tid || !wants(&open) {
                 continue;
             }
-            let descriptor = Descriptor { inode, tid, fd };
             if let Some(process) = process.holding(&proc, pid, descriptor)? {
-                each(&mut part, process, descriptor);
+                each(process, &open);
             }
         }
     }
+}
+
+/// Takes the next record off the front of `bytes`: a process, and what it has. The kernel hands over whole ones.
+fn next(bytes: &mut &[u8]) -> Option<(u32, Open)> {
+    let (open, rest) = OpenSocket::read_from_prefix(bytes).ok()?;
+    *bytes = rest;
+    let detail = match open.detailed {
+        0 => None,
+        _ => {
+            let (detail, rest) = OpenSocketDetail::read_from_prefix(bytes).ok()?;
+            *bytes = rest;
+            Some(detail)
+        }
+    };
+    let OpenSocket { inode, tid, fd, .. } = open;
+    let state = State::from_number(open.state).filter(|_| open.protocol == TCP);
+    let descriptor = Descriptor { inode, tid, fd };
+    Some((
+        open.pid,
+        Open {
+            descriptor,
+            state,
+            detail,
+        },
+    ))
 }
 
 /// The process whose descriptors come one after the other.
@@ -112,14 +147,20 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
     use std::process;
 
+    use zerocopy::{FromZeros as _, IntoBytes as _};
+
     use super::*;
 
     /// What is found of these records, when all is wanted.
     fn found(records: &[OpenSocket]) -> Vec<(u32, Descriptor)> {
-        let each = |found: &mut Vec<_>, process: &Handle, descriptor| {
-            found.push((process.pid(), descriptor));
-        };
-        sockets(records.as_bytes(), |_, _| true, each).unwrap()
+        let mut found = Vec::new();
+        let each = |process: &Handle, open: &Open| found.push((process.pid(), open.descriptor));
+        sockets(records.as_bytes(), |_| true, each, go_on).unwrap();
+        found
+    }
+
+    fn go_on() -> ControlFlow<()> {
+        ControlFlow::Continue(())
     }
 
     fn open(socket: &TcpListener) -> OpenSocket {
@@ -130,6 +171,10 @@ mod tests {
             pid: process::id(),
             tid: process::id(),
             fd: fd as u32,
+            state: State::Listen as u8,
+            detailed: 0,
+            protocol: TCP,
+            reserved: 0,
         }
     }
 
@@ -147,6 +192,7 @@ mod tests {
             pid,
             tid,
             fd,
+            ..
         } = open;
         (pid, Descriptor { inode, tid, fd })
     }
@@ -156,9 +202,10 @@ mod tests {
         let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let all = listeners.each_ref().map(open);
         assert_eq!(found(&all), all.map(descriptor));
-        let each = |found: &mut Vec<u32>, _: &Handle, one: Descriptor| found.push(one.inode);
-        let wants = |_: &mut Vec<u32>, inode| inode == all[1].inode;
-        let some = sockets(all.as_bytes(), wants, each).unwrap();
+        let mut some = Vec::new();
+        let each = |_: &Handle, one: &Open| some.push(one.descriptor.inode);
+        let wants = |one: &Open| one.descriptor.inode == all[1].inode;
+        sockets(all.as_bytes(), wants, each, go_on).unwrap();
         assert_eq!(some, [all[1].inode]);
     }
 
@@ -235,9 +282,64 @@ mod tests {
             Ok([closed].as_bytes().to_vec()),
             Ok([open].as_bytes().to_vec()),
         ];
-        let each = |found: &mut Vec<u32>, _: &Handle, one: Descriptor| found.push(one.fd);
-        let found = sockets(Pauses(reads), |_, _| true, each).unwrap();
+        let mut found = Vec::new();
+        let each = |_: &Handle, one: &Open| found.push(one.descriptor.fd);
+        sockets(Pauses(reads), |_| true, each, go_on).unwrap();
         assert_eq!(found, [open.fd; 2]);
+    }
+
+    #[test]
+    fn what_a_socket_holds_comes_behind_it() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plain = open(&socket);
+        let detailed = OpenSocket {
+            detailed: 1,
+            state: State::CloseWait as u8,
+            ..plain
+        };
+        let mptcp = OpenSocket {
+            protocol: 262,
+            ..plain
+        };
+        let detail = OpenSocketDetail {
+            cookie: 7,
+            ..OpenSocketDetail::new_zeroed()
+        };
+        let bytes = [
+            plain.as_bytes(),
+            detailed.as_bytes(),
+            detail.as_bytes(),
+            mptcp.as_bytes(),
+        ];
+        let mut found = Vec::new();
+        let each = |_: &Handle, one: &Open| found.push((one.state, one.detail));
+        sockets(&*bytes.concat(), |_| true, each, go_on).unwrap();
+        let expected = [
+            (Some(State::Listen), None),
+            (Some(State::CloseWait), Some(detail)),
+            (None, None),
+        ];
+        assert_eq!(found, expected);
+        // Without what is announced, it makes no sense.
+        let cut = sockets(&*bytes[..2].concat(), |_| true, |_, _| (), go_on);
+        assert_eq!(cut.unwrap_err().kind(), ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_walk_can_be_broken_off() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let bytes = open(&socket).as_bytes().to_vec();
+        let (mut count, mut pauses) = (0, 0);
+        let pause = || {
+            pauses += 1;
+            match pauses {
+                1 => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
+        };
+        let reads = Pauses(vec![Ok(bytes.clone()), Ok(bytes)]);
+        sockets(reads, |_| true, |_, _| count += 1, pause).unwrap();
+        assert_eq!(count, 1);
     }
 
     /// The kernel stops now and then, and goes on.
@@ -246,11 +348,8 @@ mod tests {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let bytes = open(&socket).as_bytes().to_vec();
         let count = |parts| {
-            sockets(
-                Pauses(parts),
-                |_, _| true,
-                |count: &mut u32, _, _| *count += 1,
-            )
+            let mut count = 0;
+            sockets(Pauses(parts), |_| true, |_, _| count += 1, go_on).map(|()| count)
         };
         let pause = || Err(ErrorKind::WouldBlock.into());
         let parts = vec![Ok(bytes.clone()), pause(), pause(), Ok(bytes.clone())];

@@ -6,7 +6,10 @@ mod refused;
 #[cfg(test)]
 mod tests;
 
-use std::{cell::LazyCell, fs, fs::File, io, os::unix::fs::MetadataExt as _, process, thread};
+use std::{
+    cell::LazyCell, fs, fs::File, io, ops::ControlFlow, os::unix::fs::MetadataExt as _, process,
+    thread,
+};
 
 use aya::{
     Ebpf,
@@ -19,8 +22,16 @@ pub use self::{
     object::Symbols,
     refused::{Cause, Refused},
 };
-use super::{memory, open_sockets, ring::Ring, system::System};
-use crate::{event::Probes as Kind, reason::Reason};
+use super::{
+    capabilities::{Capabilities, Capability},
+    memory, open_sockets, procfs,
+    ring::Ring,
+    system::System,
+};
+use crate::{
+    event::{Probes as Kind, States},
+    reason::Reason,
+};
 
 /// The smallest ring buffer that is chosen, if memory allows it, bytes: 70,000 transitions. That is 20 ms, the longest
 /// that the reader sleeps, at 3.5 million a second.
@@ -51,6 +62,10 @@ fn own_buffer(stacks: bool) -> u32 {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     default_buffer(cpus, memory::available(), stacks)
 }
+
+/// With so many open files, a command that looks once has the kernel walk them. Below, to load the program for that
+/// costs more than to read `/proc`.
+pub const WALKED_FILES: u64 = 20_000;
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -265,18 +280,60 @@ impl Probes {
         self.records.take().expect("taken once")
     }
 
-    /// Begins a walk of all open files, for [`open_sockets::sockets`] to read. It numbers
-    /// processes as the initial pid namespace does.
+    /// Begins a walk of all open files, for [`open_sockets::sockets`] to read: of sockets in the states `wanted`, and
+    /// what they hold of those in `detailed`. It numbers processes as the initial pid namespace does.
     ///
     /// # Errors
     /// When the kernel does not take the program, or the walk.
-    pub fn open_sockets(&mut self) -> Result<File, Refused> {
-        self.object.open_sockets()
+    pub fn open_sockets(&mut self, wanted: States, detailed: States) -> Result<File, Refused> {
+        self.object.open_sockets(wanted, detailed)
     }
 
     /// The log of the probes; give it to a logger to see what they cannot explain.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.object.ebpf
+    }
+}
+
+/// The walk of all open files alone, for a command that looks once: it traces nothing.
+pub struct Walker {
+    object: Object,
+}
+
+impl Walker {
+    /// Loads it, if it may be loaded and that pays: if more than [`WALKED_FILES`] are open on this host. Where it does
+    /// not work, `/proc` tells the same.
+    #[must_use]
+    pub fn if_it_pays() -> Option<Self> {
+        let open_files = fs::read_to_string("/proc/sys/fs/file-nr").ok()?;
+        let open_files: u64 = open_files.split_whitespace().next()?.parse().ok()?;
+        let needed = [Capability::BPF, Capability::PERFMON];
+        let pays = open_files > WALKED_FILES
+            && Capabilities::of_self().missing(&needed).is_empty()
+            && !procfs::has_private_pids();
+        pays.then(|| Self::load().ok()).flatten()
+    }
+
+    fn load() -> Result<Self, Refused> {
+        let settings = Settings {
+            config: Config::ALL,
+            // Nothing is written into it. The kernel has none that is smaller.
+            buffer: Some(rustix::param::page_size() as u32),
+            time_wait: false,
+            accept: false,
+            only: None,
+            log: false,
+        };
+        let (object, _) = Object::open(Types::read_without_symbols()?, &settings)?;
+        Ok(Self { object })
+    }
+
+    /// As [`Probes::open_sockets`].
+    ///
+    /// # Errors
+    /// When the kernel does not take the program, or the walk.
+    pub fn open_sockets(&mut self, wanted: States, detailed: States) -> Result<File, Refused> {
+        self.object.open_sockets(wanted, detailed)
     }
 }
 
@@ -379,6 +436,7 @@ pub fn try_all() -> Tried {
         settings.buffer = Some(buffer);
         object = Types::read().and_then(|types| Object::open(types, &settings));
     }
+    let all = States::ALL;
     let probes = object.as_mut().ok().map(|(object, _)| {
         let transitions = object.attach_transitions();
         object.detach_transitions();
@@ -389,8 +447,9 @@ pub fn try_all() -> Tried {
             transitions,
             time_wait,
             accept,
-            open_sockets: object.open_sockets().and_then(|records| {
-                open_sockets::sockets(records, |(), _| false, |(), _, _| ()).map_err(|error| {
+            open_sockets: object.open_sockets(all, all).and_then(|records| {
+                let go_on = || ControlFlow::Continue(());
+                open_sockets::sockets(records, |_| false, |_, _| (), go_on).map_err(|error| {
                     Refused::Program {
                         name: OPEN_FILES.to_owned(),
                         cause: Cause::from(&error),

@@ -10,6 +10,7 @@
 //! of another: 0.5 ms with nothing in 262144 buckets, 18 ms with 20,000 sockets, 28 ms with their
 //! `tcp_info` (2 cores, both families).
 
+mod info;
 mod message;
 
 use std::error::Error as _;
@@ -21,6 +22,8 @@ use tcptrace_ebpf::State;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::clock;
+pub(in crate::kernel) use info::{EXACT, is_last};
+pub use info::{Exact, exact};
 pub(crate) use message::fuzz;
 pub use message::{Entry, TcpInfo, Timer};
 use message::{INET_DIAG_INFO, Malformed, Message, MessageHeader, SocketId};
@@ -72,8 +75,8 @@ pub struct Query {
     /// costs next to nothing. `FIN_WAIT2` and `TIME_WAIT` include the timewait sockets in that
     /// state, `SYN_RECV` the request sockets.
     pub states: u16,
-    /// Also ask for [`Entry::tcp_info`]: 400 bytes per socket instead of 120, and the kernel takes
-    /// each socket's lock for it.
+    /// Also ask for [`Entry::tcp_info`]: 400 bytes per socket instead of 120. The kernel takes each socket's lock
+    /// for it, and may wait for ever: [`Diag::times`] has a child ask.
     pub tcp_info: bool,
     /// Only sockets with this local port, 0 for any: the kernel leaves out the others, listeners as well
     /// (`inet_diag_dump_icsk()`, 5.4 to 6.18).

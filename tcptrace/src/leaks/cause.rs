@@ -79,6 +79,10 @@ fn close_wait(seen: u64, detail: &Detail, moved: Option<bool>, lately: u64) -> F
     if sent_lately || detail.send_queue > 0 && moved == Some(true) {
         return Finding::HalfClosed;
     }
+    // Whether it still answers its peer, is not known.
+    if detail.last_data_sent_ms.is_none() {
+        return Finding::Left(Cause::Unknown);
+    }
     Finding::Left(match (detail.send_queue, detail.recv_queue) {
         (0, 0) => Cause::Drained,
         (0, _) => Cause::EofUnread,

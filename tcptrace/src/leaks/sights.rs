@@ -13,7 +13,7 @@ use super::{
     stacks,
 };
 use crate::{
-    event::{Detail, Holder, Process, Row, Socket, States},
+    event::{Activity, Detail, Holder, Process, Row, Socket, States},
     tracker::{Change, Fact, Owner, Site, Standing, Tracker, Via},
 };
 
@@ -45,6 +45,8 @@ struct Sight {
     by: u64,
     /// Whether its send queue changed between the last two looks.
     moved: Option<bool>,
+    /// When it had last sent data, by the look before; boot time.
+    sent: Option<u64>,
     /// Who held it, and by which descriptor.
     holders: Vec<(ProcessId, Option<u32>)>,
     /// The same when somebody was last found to hold it: a look that a process's end overtakes finds nobody.
@@ -71,6 +73,22 @@ struct Found<'a> {
     detail: Detail,
     fds: Vec<(u32, u32)>,
     leaked: bool,
+}
+
+impl Sight {
+    /// The row; if the look was overtaken before it showed when the socket last sent data, with what the look before
+    /// showed of that.
+    fn row_with_times(&self) -> Row {
+        let mut row = self.row;
+        if let Some(detail) = &mut row.detail
+            && detail.last_data_sent_ms.is_none()
+            && let Some(sent) = self.sent
+        {
+            let ms = row.time.saturating_sub(sent) / 1_000_000;
+            detail.last_data_sent_ms = Some(u32::try_from(ms).unwrap_or(u32::MAX));
+        }
+        row
+    }
 }
 
 /// See the [module](self).
@@ -114,6 +132,7 @@ impl Sights {
                 self.by_inode.clear();
             }
             Fact::Seen(row) => self.row(row),
+            Fact::Activity(activity) => self.activity(activity),
             Fact::Holder(holder) => self.holder(holder),
             Fact::Process(process) => {
                 let id = (process.pid, process.start);
@@ -144,6 +163,7 @@ impl Sights {
             look: self.look,
             by: known_by(row),
             moved: None,
+            sent: None,
             holders: Vec::new(),
             held: Vec::new(),
         };
@@ -152,6 +172,7 @@ impl Sights {
             && before.row.socket.tuple == row.socket.tuple
         {
             sight.by = sight.by.min(before.by);
+            sight.sent = sent(&before.row).or(before.sent);
             let held = match &mut before.holders {
                 none if none.is_empty() => &mut before.held,
                 holders => holders,
@@ -166,6 +187,29 @@ impl Sights {
             };
         }
         self.sights.insert(cookie, sight);
+    }
+
+    fn activity(&mut self, activity: &Activity) {
+        let Some(sight) = self.sights.get_mut(&activity.cookie) else {
+            return;
+        };
+        let row = &mut sight.row;
+        let Some(detail) = &mut row.detail else {
+            return;
+        };
+        // Of what the socket has come to since, the row says nothing.
+        if sight.look != self.look || row.state != activity.state {
+            return;
+        }
+        // What has moved since the row, has moved by then.
+        let before_row = |ms: u32| {
+            let at = activity.time.saturating_sub(u64::from(ms) * 1_000_000);
+            let ms = row.time.saturating_sub(at) / 1_000_000;
+            Some(u32::try_from(ms).unwrap_or(u32::MAX))
+        };
+        detail.last_data_sent_ms = before_row(activity.last_data_sent_ms);
+        detail.last_ack_recv_ms = before_row(activity.last_ack_recv_ms);
+        sight.by = sight.by.min(known_by(row));
     }
 
     fn holder(&mut self, holder: &Holder) {
@@ -195,7 +239,7 @@ impl Sights {
             let uncertain = JIFFY_NS + (u64::from(within_ms) + 1) * 1_000_000;
             let lately = sight.row.time.saturating_sub(self.criteria.older_than);
             let lately = lately.max(closed + uncertain);
-            cause::of(&sight.row, sight.moved, accepted, lately)
+            cause::of(&sight.row_with_times(), sight.moved, accepted, lately)
         });
         let Finding::Left(cause) = finding else {
             return;
@@ -524,6 +568,12 @@ fn known_by(row: &Row) -> u64 {
         Some(ms) if by_ack => row.time.saturating_sub(u64::from(ms) * 1_000_000),
         _ => row.time,
     }
+}
+
+/// When data was last sent, boot time.
+fn sent(row: &Row) -> Option<u64> {
+    let ms = row.detail?.last_data_sent_ms?;
+    Some(row.time.saturating_sub(u64::from(ms) * 1_000_000))
 }
 
 /// Nanoseconds since anything was sent or acknowledged.

@@ -1,23 +1,27 @@
 //! Looks at what exists: sockets from `sock_diag`, [their holders](super::holders), and the count of TIME_WAITs
 //! that were skipped.
 
-use std::{collections::HashSet, io, ops::ControlFlow, rc::Rc, thread::available_parallelism};
+use std::{
+    cell::RefCell, collections::HashSet, fs::File, io, ops::ControlFlow, rc::Rc,
+    thread::available_parallelism,
+};
 
 use tcptrace_ebpf::State;
 
 use super::{
     Piles, Sink,
-    holders::{Holders, Sockets},
+    holders::{Holders, Sockets, Step, Wants, Way},
     live::Pump,
 };
 use crate::{
-    event::{Detail, Event, Look, Row, Scope, States},
+    event::{Activity, Detail, Event, Look, Row, Scope, States},
     kernel::{
         capabilities::Capabilities,
         clock,
+        helper::{Failure, Helpers},
         netns::{self, Namespaces},
-        probes::Probes,
-        sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Query, Timer},
+        probes::{Probes, Walker},
+        sock_diag::{self, ALL_STATES, Completeness, Diag, Entry, Exact, Query, Timer, exact},
     },
     reason::Reason,
 };
@@ -38,6 +42,12 @@ pub(super) struct Looks {
     /// Namespaces in which the last look showed that something has piled up.
     piled: HashSet<u32>,
     holders: Holders,
+    /// Walks all open files where nothing is traced, if that pays.
+    walker: Option<Walker>,
+    /// They ask what would wait for the locks of sockets.
+    helpers: Helpers,
+    /// Namespaces of which it was said that it is not known when sockets last moved.
+    said_locked: HashSet<u32>,
     namespaces: Option<Rc<Namespaces>>,
 }
 
@@ -66,6 +76,9 @@ impl Looks {
             traced,
             only_last: piles.is_some_and(|piles| piles.only_last),
             holders: Holders::new(piles.is_some_and(|piles| piles.tree), threads),
+            walker: None,
+            helpers: Helpers::default(),
+            said_locked: HashSet::new(),
             piled: HashSet::new(),
             namespaces: None,
         }
@@ -100,6 +113,7 @@ impl Looks {
     ) -> io::Result<ControlFlow<(), Looked>> {
         // The first of two is told of only as far as the second needs it.
         let silent = self.only_last && self.namespaces.is_none();
+        let probes_missing = probes.is_none();
         let time = clock::boot_ns();
         pump.emit(&Event::Look(Look {
             time,
@@ -140,52 +154,105 @@ impl Looks {
             _ => ALL_STATES,
         };
         // Descriptors of connections that are over are leaked like those that the peer has left.
-        let unlisted = scope == Scope::All && piles.contains(State::CloseWait);
+        let unlisted = scope == Scope::All && piles.contains(State::CloseWait) && !silent;
+        let all = traced && scope == Scope::All;
+        let walk = match scope {
+            Scope::All | Scope::States(_) if !silent => self.walk(probes, unlisted, all),
+            _ => None,
+        };
+        // What has no descriptor has to be asked for by itself; by the walk, the rest is known.
+        let times = match (silent, walk.is_some()) {
+            (true, _) => Times::None,
+            (false, true) => Times::Unheld,
+            (false, false) => Times::All,
+        };
+        // Without the walk, a socket whose connection is over is known by no dump listing it.
+        let only_piles = self.only_last && (silent || walk.is_some());
         for namespace in namespaces.iter() {
             let inode = namespace.inode();
             if self.is_wanted(inode) && (everywhere || pump.reader.orphans.are_in(inode)) {
-                let dumped = self.dump(
-                    namespace,
+                let what = Dump {
                     scope,
-                    &mut looked,
-                    &mut closed,
-                    pump,
-                    &mut |pump, row| {
-                        sockets.add(&row, piles, traced && scope == Scope::All);
-                        if told & row.state.bit() != 0 {
-                            pump.emit(&Event::Socket(row));
+                    only_piles,
+                    times,
+                };
+                let each = &mut |pump: &mut Pump<'_, _>, event: &Event| {
+                    if let Event::Socket(row) = event {
+                        sockets.add(row, piles, all);
+                        if told & row.state.bit() == 0 {
+                            return;
                         }
-                    },
-                );
+                    }
+                    pump.emit(event);
+                };
+                let dumped = self.dump(namespace, what, &mut looked, &mut closed, pump, each);
                 if dumped.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
-            } else if unlisted && list(namespace, &mut sockets, pump).is_break() {
+            } else if unlisted
+                && walk.is_none()
+                && list(namespace, pump, &mut |inode| sockets.list(inode)).is_break()
+            {
                 return Ok(ControlFlow::Break(()));
             }
         }
         looked.unseen.extend(netns::reasons(&closed));
         let all_held = match scope {
-            Scope::All | Scope::States(_) => {
+            Scope::All | Scope::States(_) if !silent => {
                 if pump.pause_now().is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
-                let unseen = &mut looked.unseen;
-                let mut go_on = ControlFlow::Continue(());
-                let emit = &mut |event: &Event| {
-                    pump.emit(event);
-                    if pump.is_due() && go_on.is_continue() {
-                        go_on = pump.pause_now();
+                // Of each system call, one of the two.
+                let shared = RefCell::new((&mut *pump, ControlFlow::Continue(())));
+                let mut list_again = || {
+                    let mut listed = hashbrown::HashSet::new();
+                    let (pump, go_on) = &mut *shared.borrow_mut();
+                    for namespace in namespaces.iter() {
+                        if go_on.is_continue() {
+                            *go_on = list(namespace, pump, &mut |inode| {
+                                listed.insert(inode);
+                            });
+                        }
                     }
+                    listed
                 };
+                let wants = Wants {
+                    piles,
+                    unlisted,
+                    list_again: if self.only_last {
+                        Some(&mut list_again)
+                    } else {
+                        None
+                    },
+                };
+                let walks = walk.is_some();
+                let way = walk.map_or(Way::Procfs, Way::Walk);
+                let mut step = |step: Step<'_>| {
+                    let (pump, go_on) = &mut *shared.borrow_mut();
+                    match step {
+                        Step::Event(event) => pump.emit(event),
+                        Step::Pause if go_on.is_continue() => *go_on = pump.pause_now(),
+                        Step::Pause => {}
+                    }
+                    *go_on
+                };
+                let (helpers, unseen) = (&mut self.helpers, &mut looked.unseen);
                 let holders = &mut self.holders;
-                let all_held = holders.look(sockets, unlisted, silent, probes, unseen, emit)?;
+                let all_held =
+                    holders.look(&mut sockets, wants, way, helpers, unseen, &mut step)?;
+                let (pump, go_on) = shared.into_inner();
                 if go_on.is_break() {
-                    return Ok(go_on.map_continue(|()| looked));
+                    return Ok(ControlFlow::Break(()));
+                }
+                if walks && !all_held {
+                    let times = self.times_of_unheld(&namespaces, &sockets.unheld(), pump);
+                    if times.is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
                 }
                 all_held
             }
-            Scope::TimeWait | Scope::Orphans => true,
+            _ => true,
         };
         // What could not be read may have been a namespace, or a holder; if neither is missed, never mind.
         let unseen = namespaces.unseen();
@@ -193,21 +260,52 @@ impl Looks {
             let reasons = unseen.reasons(Capabilities::of_self());
             looked.unseen.extend(reasons);
         }
+        if silent && probes_missing {
+            // There is time for it until the second look.
+            self.walker = Walker::if_it_pays();
+        }
         Ok(ControlFlow::Continue(looked))
+    }
+
+    /// Has the kernel walk all open files, if it can: for sockets of connections that are over, if `unlisted`; for `all`
+    /// sockets, or those in states in which they pile up.
+    fn walk(&mut self, probes: Option<&mut Probes>, unlisted: bool, all: bool) -> Option<File> {
+        if !self.holders.can_walk() {
+            return None;
+        }
+        let mut detailed = self.piles.unwrap_or_default();
+        if unlisted {
+            detailed = detailed.with(State::Close);
+        }
+        let wanted = match all {
+            true => States::ALL,
+            // Listeners hold what nobody has accepted.
+            false => detailed.with(State::Listen),
+        };
+        // Why it does not take the program, `tcptrace doctor` says.
+        let walk = match (probes, &mut self.walker) {
+            (Some(probes), _) => probes.open_sockets(wanted, detailed),
+            (None, Some(walker)) => walker.open_sockets(wanted, detailed),
+            (None, None) => return None,
+        };
+        if walk.is_err() {
+            self.holders.cannot_walk();
+        }
+        walk.ok()
     }
 
     /// Hands on the sockets of one namespace; one that cannot be looked into goes to `closed`.
     fn dump<S: Sink>(
         &mut self,
         namespace: &netns::Namespace,
-        scope: Scope,
+        what: Dump,
         looked: &mut Looked,
         closed: &mut Vec<netns::Error>,
         pump: &mut Pump<'_, S>,
-        each: &mut impl FnMut(&mut Pump<'_, S>, Row),
+        each: &mut impl FnMut(&mut Pump<'_, S>, &Event),
     ) -> ControlFlow<()> {
+        let scope = what.scope;
         let inode = namespace.inode();
-        let had_piled = self.piled.contains(&inode);
         let mut diag = match namespace.diag() {
             Ok(diag) => diag,
             // Its sockets are gone as well.
@@ -222,16 +320,17 @@ impl Looks {
             }
         };
         let piles = self.piles.map_or(0, States::mask);
-        let (others, piles) = match scope {
-            Scope::All if self.traced => (ALL_STATES & !piles, piles),
-            Scope::All => (ALL_STATES & !piles & !State::TimeWait.bit(), piles),
-            Scope::States(states) => (State::Listen.bit(), states.mask()),
+        let (states, piles) = match scope {
+            Scope::All if what.only_piles => (piles | State::Listen.bit(), piles),
+            Scope::All if self.traced => (ALL_STATES, piles),
+            Scope::All => (ALL_STATES & !State::TimeWait.bit() | piles, piles),
+            Scope::States(states) => (State::Listen.bit() | states.mask(), states.mask()),
             Scope::TimeWait | Scope::Orphans => (State::TimeWait.bit() | State::FinWait2.bit(), 0),
         };
         let time_wait_only = matches!(scope, Scope::TimeWait | Scope::Orphans);
         if time_wait_only {
             let query = Query {
-                states: others,
+                states,
                 ..Query::ALL
             };
             pump.reader.orphans.begin_scan();
@@ -244,7 +343,7 @@ impl Looks {
                         let news = pump.reader.orphans.see(entry, inode);
                         // Of orphans, only what is new: there may be very many sockets in TIME_WAIT.
                         if scope == Scope::TimeWait || news {
-                            each(pump, row_of(entry, inode));
+                            each(pump, &Event::Socket(row_of(entry, inode, false)));
                         }
                     }
                     if completeness == Completeness::Complete {
@@ -255,41 +354,40 @@ impl Looks {
             }
             return pump.pause();
         }
-        // What piles up comes last: what moves there meanwhile is seen twice rather than not at all. And where
-        // nothing did so far, one walk through the kernel's table, which is dear whatever it finds, tells whether
-        // it takes another.
-        let mut complete = true;
-        let mut is_piled = had_piled;
-        let first = if had_piled { others } else { others | piles };
-        for (states, tcp_info) in [(first, false), (piles, true)] {
-            if states == 0 || tcp_info && !is_piled {
-                continue;
+        // One walk through the kernel's table, which is dear whatever it finds.
+        let query = Query {
+            states,
+            ..Query::ALL
+        };
+        let mut is_piled = false;
+        let mut unheld = Vec::new();
+        let mut emit = |pump: &mut Pump<'_, S>, entry: &Entry| {
+            let piles_up = piles & entry.state.bit() != 0;
+            is_piled |= piles_up;
+            // A request, which is no socket yet, has none of what is asked for.
+            if piles_up && entry.inode == 0 && entry.shutdown.is_some() {
+                unheld.push(exact(entry));
             }
-            let query = Query {
-                states,
-                tcp_info,
-                ..Query::ALL
-            };
-            is_piled &= !tcp_info;
-            let mut emit = |pump: &mut Pump<'_, S>, entry: &Entry| {
-                let piles_up = piles & entry.state.bit() != 0;
-                is_piled |= piles_up;
-                // The second walk shows more of it.
-                if !piles_up || tcp_info {
-                    pump.reader.orphans.see(entry, inode);
-                    each(pump, row_of(entry, inode));
-                }
-            };
-            match paced(&mut diag, query, pump, &mut emit) {
-                ControlFlow::Break(()) => return ControlFlow::Break(()),
-                ControlFlow::Continue(Ok(Completeness::Complete)) => {}
-                ControlFlow::Continue(Ok(Completeness::Interrupted)) => complete = false,
-                ControlFlow::Continue(Err(error)) => {
-                    complete = false;
-                    looked.unseen.push(error.reason(inode));
-                    break;
-                }
+            pump.reader.orphans.see(entry, inode);
+            each(pump, &Event::Socket(row_of(entry, inode, piles_up)));
+        };
+        let complete = match paced(&mut diag, query, pump, &mut emit)? {
+            Ok(Completeness::Complete) => true,
+            Ok(Completeness::Interrupted) => false,
+            Err(error) => {
+                looked.unseen.push(error.reason(inode));
+                false
             }
+        };
+        let asked = match what.times {
+            Times::All if is_piled => self.times(inode, &diag, piles, pump)?,
+            Times::Unheld if !unheld.is_empty() => self.times_of(&diag, &unheld, pump)?,
+            _ => Ok(()),
+        };
+        if let Err(failure) = asked
+            && self.said_locked.insert(inode)
+        {
+            eprintln!("tcptrace: {}", no_times(inode, &failure));
         }
         if piles != 0 {
             if is_piled {
@@ -306,10 +404,161 @@ impl Looks {
         ControlFlow::Continue(())
     }
 
+    /// Hands on when sockets in these states last moved.
+    fn times<S: Sink>(
+        &mut self,
+        netns: u32,
+        diag: &Diag,
+        states: u16,
+        pump: &mut Pump<'_, S>,
+    ) -> ControlFlow<(), Result<(), Failure>> {
+        // As long as one waits for the lock of a socket, so would the next.
+        if self.said_locked.contains(&netns) && self.helpers.are_stuck() {
+            return ControlFlow::Continue(Err(Failure::Stuck));
+        }
+        let asked = self.ask(pump, |helpers, pause, each| {
+            diag.times(states, helpers, pause, each)
+        })?;
+        if asked.is_ok() {
+            self.said_locked.remove(&netns);
+        }
+        ControlFlow::Continue(asked)
+    }
+
+    /// The same for single sockets.
+    fn times_of<S: Sink>(
+        &mut self,
+        diag: &Diag,
+        sockets: &[Exact],
+        pump: &mut Pump<'_, S>,
+    ) -> ControlFlow<(), Result<(), Failure>> {
+        self.ask(pump, |helpers, pause, each| {
+            diag.times_of(sockets, helpers, pause, each)
+        })
+    }
+
+    /// Has helpers asked, and pauses meanwhile; emits what they show afterwards: no record makes that untrue.
+    fn ask<S: Sink>(
+        &mut self,
+        pump: &mut Pump<'_, S>,
+        ask: impl FnOnce(&mut Helpers, &mut dyn FnMut(), &mut dyn FnMut(&Entry)) -> Result<(), Failure>,
+    ) -> ControlFlow<(), Result<(), Failure>> {
+        let mut go_on = ControlFlow::Continue(());
+        let mut found = Vec::new();
+        let mut pause = || {
+            if go_on.is_continue() {
+                go_on = pump.pause_now();
+            }
+        };
+        let asked = ask(&mut self.helpers, &mut pause, &mut |entry| {
+            found.extend(activity(entry));
+        });
+        go_on?;
+        for event in &found {
+            pump.emit(event);
+            if pump.is_due() {
+                pump.pause_now()?;
+            }
+        }
+        ControlFlow::Continue(asked)
+    }
+
+    /// Hands on when sockets last moved that the kernel's walk has not come by: threads have them in tables of their own,
+    /// or they are on their way from one process to another.
+    fn times_of_unheld<S: Sink>(
+        &mut self,
+        namespaces: &Namespaces,
+        inodes: &hashbrown::HashSet<u32>,
+        pump: &mut Pump<'_, S>,
+    ) -> ControlFlow<()> {
+        if inodes.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let query = Query {
+            states: self.piles.map_or(0, States::mask),
+            ..Query::ALL
+        };
+        for namespace in namespaces.iter() {
+            if !self.piled.contains(&namespace.inode()) {
+                continue;
+            }
+            let Ok(mut diag) = namespace.diag() else {
+                continue;
+            };
+            let mut unheld = Vec::new();
+            // What a dump that fails has shown is true all the same.
+            let _ = paced(&mut diag, query, pump, &mut |_, entry| {
+                if inodes.contains(&entry.inode) {
+                    unheld.push(exact(entry));
+                }
+            })?;
+            if !unheld.is_empty()
+                && let Err(failure) = self.times_of(&diag, &unheld, pump)?
+                && self.said_locked.insert(namespace.inode())
+            {
+                eprintln!("tcptrace: {}", no_times(namespace.inode(), &failure));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Whether sockets of this namespace are asked for.
     pub(super) fn is_wanted(&self, inode: u32) -> bool {
         self.wanted.is_empty() || self.wanted.contains(&inode)
     }
+}
+
+/// What a dump is to show.
+#[derive(Clone, Copy)]
+struct Dump {
+    scope: Scope,
+    /// Only sockets in states in which they pile up, and listeners.
+    only_piles: bool,
+    times: Times,
+}
+
+/// Of which sockets, in states in which they pile up, it is asked when they last moved.
+#[derive(Clone, Copy)]
+enum Times {
+    /// Of none.
+    None,
+    /// Of those without a descriptor.
+    Unheld,
+    /// Of all.
+    All,
+}
+
+/// That it is not known when sockets of a namespace last moved.
+fn no_times(netns: u32, failure: &Failure) -> Reason {
+    let what = format!(
+        "network namespace {netns}: when sockets last sent or received anything is not known, and so not why they are \
+         held, nor of those from before tcptrace since when"
+    );
+    match failure {
+        Failure::Stuck | Failure::TooManyStuck => Reason::new(
+            format_args!(
+                "{what}, because a socket's lock is held by somebody who waits for memory, and the kernel waits for it"
+            ),
+            "find a process in a system call on a socket that does not return (userfaultfd, FUSE, NFS), or run as root \
+             on a kernel that takes BPF programs: then no lock is needed",
+        ),
+        Failure::Broken(error) => Reason::new(
+            format_args!("{what}, because the process that asks failed: {error}"),
+            "please report it, with the output of `tcptrace doctor`",
+        ),
+    }
+}
+
+/// None for what is no full socket.
+fn activity(entry: &Entry) -> Option<Event> {
+    let info = entry.tcp_info?;
+    Some(Event::Activity(Activity {
+        time: entry.time,
+        cookie: entry.cookie,
+        state: entry.state,
+        last_data_sent_ms: info.last_data_sent_ms,
+        last_ack_recv_ms: info.last_ack_recv_ms,
+    }))
 }
 
 /// Dumps what `query` asks for, and pauses between two messages of the kernel's.
@@ -336,10 +585,10 @@ fn paced<S: Sink>(
 
 /// Which sockets of a namespace are in a table, though they were not asked for: those are not to be disturbed
 /// by asking them through a duplicate. If it cannot be looked into, they will be.
-fn list(
+fn list<S: Sink>(
     namespace: &netns::Namespace,
-    sockets: &mut Sockets,
-    pump: &mut Pump<'_, impl Sink>,
+    pump: &mut Pump<'_, S>,
+    each: &mut impl FnMut(u32),
 ) -> ControlFlow<()> {
     let query = Query {
         states: ALL_STATES & !State::TimeWait.bit(),
@@ -349,10 +598,7 @@ fn list(
         return ControlFlow::Continue(());
     };
     // What a dump that fails has shown is listed all the same.
-    paced(&mut diag, query, pump, &mut |_, entry| {
-        sockets.list(entry.inode)
-    })
-    .map_continue(|_| ())
+    paced(&mut diag, query, pump, &mut |_, entry| each(entry.inode)).map_continue(|_| ())
 }
 
 /// Timewait sockets; with `only_orphans`, only those in FIN_WAIT2, and known ones that have come to TIME_WAIT since.
@@ -413,7 +659,7 @@ fn inodes(namespaces: &Option<Rc<Namespaces>>) -> impl Iterator<Item = u32> {
         .map(netns::Namespace::inode)
 }
 
-fn row_of(entry: &Entry, netns: u32) -> Row {
+fn row_of(entry: &Entry, netns: u32, detailed: bool) -> Row {
     Row {
         time: entry.time,
         socket: entry.socket(netns),
@@ -421,7 +667,8 @@ fn row_of(entry: &Entry, netns: u32) -> Row {
         inode: entry.inode,
         cgroup: entry.cgroup.unwrap_or(0),
         time_wait_ms: entry.is_timewait().then_some(entry.expires_ms),
-        detail: entry.tcp_info.map(|info| Detail {
+        // Neither a timewait socket has any, nor a request.
+        detail: (detailed && entry.shutdown.is_some()).then(|| Detail {
             within_ms: u32::try_from(entry.within / 1_000_000).unwrap_or(u32::MAX),
             recv_queue: entry.recv_queue,
             send_queue: entry.send_queue,
@@ -431,8 +678,9 @@ fn row_of(entry: &Entry, netns: u32) -> Row {
                 _ => 0,
             },
             uid: entry.uid,
-            last_data_sent_ms: Some(info.last_data_sent_ms),
-            last_ack_recv_ms: Some(info.last_ack_recv_ms),
+            // An `Activity` follows, if it can be asked for.
+            last_data_sent_ms: None,
+            last_ack_recv_ms: None,
             orderly: None,
         }),
     }

@@ -1,24 +1,29 @@
 //! The look itself: `sock_diag`, and `/proc` if it has to be known whose the sockets are.
 
-use std::{io, iter};
+use std::{cell::RefCell, io, iter, ops::ControlFlow, thread::available_parallelism};
 
 use anyhow::{Context as _, Result, bail};
 use tcptrace_ebpf::State;
 
 use super::{Options, Report, Seen, Table};
 use crate::{
-    event::Holder,
+    event::{Holder, States},
     kernel::{
         capabilities::Capabilities,
         cgroup::{self, Cgroups},
         clock,
         netns::{self, Namespace, Namespaces},
-        procfs::{self, Process},
+        open_sockets,
+        probes::Walker,
+        procfs::{self, Descriptor, Handle, Process},
         sock_diag::{ALL_STATES, Completeness, Query},
     },
     reason::Reason,
     select::Sockets,
 };
+
+/// So many threads read `/proc` at most.
+const THREADS: usize = 4;
 
 /// What a look gave.
 #[derive(Debug)]
@@ -82,7 +87,7 @@ pub fn look(options: &Options) -> Result<Looked> {
         }
     }
     if options.needs_holders() {
-        holders(&mut table).context("cannot read who holds the sockets")?;
+        holders(&mut table, options).context("cannot read who holds the sockets")?;
         table.attribute();
     }
     // What could not be read may have been a namespace, or a holder; if neither is missed, never mind.
@@ -189,20 +194,78 @@ pub(super) fn ports(sockets: &Sockets) -> impl Iterator<Item = (u16, u16)> + use
     iter::once(first).chain(second)
 }
 
-/// Who holds what is wanted.
-fn holders(table: &mut Table<'_>) -> io::Result<()> {
-    // Descriptors of a process come one after the other.
-    let mut last: Option<Process> = None;
-    procfs::sockets(|process, descriptor| {
-        if !table.wants(descriptor.inode) {
-            return;
+/// Who holds what is wanted: from the kernel's walk of all open files where that pays, else from `/proc`.
+fn holders(table: &mut Table<'_>, options: &Options) -> io::Result<()> {
+    if let Some(mut walker) = Walker::if_it_pays() {
+        let states = match options.selection.states.as_slice() {
+            [] => States::ALL,
+            // Listeners hold what nobody has accepted.
+            states => {
+                let states: States = states.iter().copied().collect();
+                states.with(State::Listen)
+            }
+        };
+        match walk(table, &mut walker, states) {
+            Ok(()) => return Ok(()),
+            // What it has shown is true, and `/proc` shows it again.
+            Err(error) => eprintln!(
+                "tcptrace: cannot walk all open files: {error}; /proc is read for who has which socket open, \
+                 which takes longer"
+            ),
         }
-        if last.as_ref().is_none_or(|last| last.pid != process.pid()) {
-            last = process.identity();
+    }
+    // Somebody waits for it.
+    let threads = available_parallelism().map_or(1, |all| all.get().min(THREADS));
+    let wanted = table.wanted();
+    let parts = procfs::sockets_by_part(threads, |part: &mut Part, process, descriptor| {
+        if wanted.contains(&descriptor.inode) {
+            part.add(process, descriptor);
+        }
+    })?;
+    for part in parts {
+        part.held.iter().for_each(|holder| table.holder(holder));
+    }
+    Ok(())
+}
+
+fn walk(table: &mut Table<'_>, walker: &mut Walker, states: States) -> io::Result<()> {
+    let none = States::default();
+    // Why the kernel does not take the program, `tcptrace doctor` says.
+    let Ok(records) = walker.open_sockets(states, none) else {
+        return Err(io::Error::other("the kernel refuses the program"));
+    };
+    let mut part = Part::default();
+    let table = RefCell::new(table);
+    open_sockets::sockets(
+        records,
+        |open| table.borrow().wants(open.descriptor.inode),
+        |process, open| {
+            part.add(process, open.descriptor);
+            for holder in part.held.drain(..) {
+                table.borrow_mut().holder(&holder);
+            }
+        },
+        || ControlFlow::Continue(()),
+    )
+}
+
+/// What a pass over a part of the processes has found.
+#[derive(Default)]
+struct Part {
+    held: Vec<Holder>,
+    /// Descriptors of a process come one after the other.
+    last: Option<Process>,
+}
+
+impl Part {
+    fn add(&mut self, process: &Handle, descriptor: Descriptor) {
+        let is_last = |last: &Process| last.pid == process.pid();
+        if !self.last.as_ref().is_some_and(is_last) {
+            self.last = process.identity();
         }
         // One that has ended meanwhile holds nothing.
-        if let Some(process) = &last {
-            table.holder(&Holder {
+        if let Some(process) = &self.last {
+            self.held.push(Holder {
                 inode: descriptor.inode,
                 fd: Some(descriptor.fd),
                 pid: process.pid,
@@ -211,8 +274,7 @@ fn holders(table: &mut Table<'_>) -> io::Result<()> {
                 tree: false,
             });
         }
-    })?;
-    Ok(())
+    }
 }
 
 fn open_cgroups(options: &Options, unseen: &mut Vec<Reason>) -> Option<Cgroups> {

@@ -3,11 +3,11 @@
 use std::{
     borrow::Cow,
     cmp::Reverse,
-    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     rc::Rc,
 };
 
+use hashbrown::{HashMap, HashSet};
 use tcptrace_ebpf::State;
 
 use super::{By, Counts, Group, Key, Listed, Options, Process, Report, Seen};
@@ -152,6 +152,11 @@ impl<'a> Table<'a> {
         self.wanted.contains(&inode)
     }
 
+    /// Inodes of the sockets of which it has to be known.
+    pub(super) fn wanted(&self) -> &HashSet<u32> {
+        &self.wanted
+    }
+
     /// A descriptor of a socket, after all sockets.
     pub fn holder(&mut self, holder: &Holder) {
         self.holders.push(Held {
@@ -174,7 +179,10 @@ impl<'a> Table<'a> {
     /// All holders are known.
     pub fn attribute(&mut self) {
         let mut holders = std::mem::take(&mut self.holders);
-        holders.sort_unstable();
+        // Stable, because it makes use of order that is there: a process's sockets are mostly in the order of inodes.
+        holders.sort();
+        // One can be shown twice.
+        holders.dedup();
         for seen in std::mem::take(&mut self.waiting) {
             self.has_unknown |= seen.inode != 0 && held(&holders, seen.inode).is_empty();
             self.count(&seen, &holders);
@@ -333,6 +341,7 @@ impl Held {
 /// The descriptors of the socket with this inode.
 fn held(holders: &[Held], inode: u32) -> &[Held] {
     let from = holders.partition_point(|held| held.inode < inode);
-    let count = holders[from..].partition_point(|held| held.inode == inode);
-    &holders[from..from + count]
+    let rest = &holders[from..];
+    let held = rest.iter().take_while(|held| held.inode == inode);
+    &rest[..held.count()]
 }

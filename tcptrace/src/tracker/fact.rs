@@ -3,7 +3,7 @@
 use tcptrace_ebpf::State;
 
 use super::{Ending, Owner};
-use crate::event::{Holder, Look, Lost, Process, Row, Socket, Stack};
+use crate::event::{Activity, Holder, Look, Lost, Process, Row, Socket, Stack};
 
 /// Something that is true, and was asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,6 +18,8 @@ pub enum Fact<'a> {
     Look(Look),
     /// It shows this socket, which [`Tracker::standing`](super::Tracker::standing) tells more of.
     Seen(&'a Row),
+    /// When a socket that a look has shown last moved.
+    Activity(&'a Activity),
     /// Somebody holds it.
     Holder(&'a Holder),
     /// Who that is.

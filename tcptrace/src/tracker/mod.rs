@@ -230,6 +230,7 @@ impl Tracker {
                 self.holder(holder);
                 tell(Fact::Holder(holder));
             }
+            Event::Activity(activity) => tell(Fact::Activity(activity)),
             Event::Process(process) => tell(Fact::Process(process)),
             Event::LookEnd { time, netns } => {
                 self.end_look(*time, netns, tell);

@@ -331,6 +331,12 @@ impl Sockets {
                 self.get(name)?.shutdown(std::net::Shutdown::Write)?;
                 Ok(json!({}))
             }
+            // Has a system call on it hold its lock for so long, or until this process ends.
+            ["lock", name, seconds] => {
+                let seconds = seconds.parse().expect("a number");
+                lock(self.get(name)?, Duration::from_secs(seconds))?;
+                Ok(json!({}))
+            }
             ["close", name] => {
                 drop(self.take(name)?);
                 Ok(json!({}))
@@ -638,4 +644,64 @@ fn address_of(address: &SockAddr) -> String {
         .as_socket()
         .expect("an internet address")
         .to_string()
+}
+
+/// Has a thread set an option of the socket from memory that is not there: the kernel takes the socket's lock, and
+/// copies the option with it. The memory comes after `time`. Needs root (`vm.unprivileged_userfaultfd`).
+fn lock(socket: &Socket, time: Duration) -> Result<(), Failure> {
+    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+    const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+    const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+    const MISSING: u64 = 1;
+    const PAGE: usize = 4096;
+
+    let socket = socket.try_clone()?;
+    // SAFETY: numbers, and structures of the kernel's interface (`linux/userfaultfd.h`) as arrays of their members;
+    // the page is of nobody else, and stays.
+    let (faults, page) = unsafe {
+        let faults = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
+        let faults = OwnedFd::from_raw_fd(Errno::result(faults)? as RawFd);
+        let mut api = [0xaa_u64, 0, 0];
+        Errno::result(libc::ioctl(
+            faults.as_raw_fd(),
+            UFFDIO_API,
+            api.as_mut_ptr(),
+        ))?;
+        let page = libc::mmap(
+            std::ptr::null_mut(),
+            PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        assert_ne!(page, libc::MAP_FAILED, "a page of memory");
+        let mut register = [page as u64, PAGE as u64, MISSING, 0];
+        let registered = libc::ioctl(faults.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr());
+        Errno::result(registered)?;
+        (faults, page as usize)
+    };
+    thread::spawn(move || {
+        thread::sleep(time);
+        let mut zero = [page as u64, PAGE as u64, 0, 0];
+        // SAFETY: as above.
+        unsafe { libc::ioctl(faults.as_raw_fd(), UFFDIO_ZEROPAGE, zero.as_mut_ptr()) };
+    });
+    thread::spawn(move || {
+        let page = page as *const libc::c_void;
+        // SAFETY: the kernel reads eight bytes of the page, of which there are more. (`ip_options_get()` copies with
+        // the lock held, 4.4 to 6.18.)
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_IP,
+                libc::IP_OPTIONS,
+                page,
+                8,
+            )
+        }
+    });
+    // Until the thread is in the call.
+    thread::sleep(Duration::from_millis(100));
+    Ok(())
 }

@@ -9,17 +9,19 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuArray},
+    maps::{Array, MapData, MapError, PerCpuArray},
     programs::{BtfTracePoint, FEntry, Iter, Program, ProgramError, TracePoint, links::LinkError},
 };
-use tcptrace_ebpf::{Caller, Config, FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING, TextRange};
+use tcptrace_ebpf::{
+    Caller, Config, FIELD_COUNT, FIELDS, Field, FieldSpec, MISSING, TextRange, WITHOUT_LOCK,
+};
 
 use super::{
     Settings, own_buffer,
     refused::{Cause, Refused},
 };
 use crate::{
-    event::Probes as Kind,
+    event::{Probes as Kind, States},
     kernel::{btf, clock, kallsyms, private_mount::with_tracefs, ring::Ring},
     tracker::TIME_WAIT_SECONDS,
 };
@@ -55,8 +57,8 @@ pub(super) struct Types {
     /// How many arguments [`ACCEPT_FUNCTION`] takes.
     accept_arguments: Option<usize>,
     btf: Btf,
-    /// On their way; or no thread could be made to fetch them.
-    ranges: io::Result<JoinHandle<Ranges>>,
+    /// On their way; or no thread could be made to fetch them. `None`: nobody needs them.
+    ranges: Option<io::Result<JoinHandle<Ranges>>>,
 }
 
 /// Where the functions of [`looked_for`] lie.
@@ -86,6 +88,8 @@ pub(super) struct Object {
     pub(super) programs: Vec<i32>,
     btf: Btf,
     accept_arguments: Option<usize>,
+    /// A field that is missing, so that the walk of all open files cannot show what sockets hold.
+    without_lock: Option<&'static FieldSpec>,
 }
 
 /// What the probes write into.
@@ -107,6 +111,15 @@ impl Types {
         // To read these takes as long as all the rest up to the first probe.
         let reader = thread::Builder::new().name("symbols".to_owned());
         let ranges = reader.spawn(|| kallsyms::find(looked_for()));
+        Self::with(Some(ranges))
+    }
+
+    /// For programs that look for no function.
+    pub(super) fn read_without_symbols() -> Result<Self, Refused> {
+        Self::with(None)
+    }
+
+    fn with(ranges: Option<io::Result<JoinHandle<Ranges>>>) -> Result<Self, Refused> {
         let types = btf::Btf::of_kernel().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if !is_sysfs("/sys/kernel") => Refused::NoSysfs,
             io::ErrorKind::NotFound => Refused::NoBtf,
@@ -155,16 +168,21 @@ impl Object {
         // It reads the kernel's types once more: time for the symbols to come.
         let mut loader = EbpfLoader::new();
         let ranges = match types.ranges {
-            Ok(reader) => reader
+            Some(Ok(reader)) => reader
                 .join()
                 .unwrap_or_else(|panic| panic::resume_unwind(panic)),
-            Err(_) => kallsyms::find(looked_for()),
+            Some(Err(_)) => kallsyms::find(looked_for()),
+            None => Ok(None),
         };
         let symbols = take_symbols(ranges, &mut config);
         let bytes = ConfigBytes(config);
         let buffer = settings
             .buffer
             .unwrap_or_else(|| own_buffer(settings.has_stacks()));
+        let without_lock = FIELDS
+            .iter()
+            .zip(&types.offsets)
+            .find(|(field, offset)| field.without == Some(WITHOUT_LOCK) && **offset == MISSING);
         let level: u8 = if settings.log { 5 } else { 0 };
         let mut ebpf = loader
             .override_global("OFFSETS", &types.offsets[..], true)
@@ -185,6 +203,7 @@ impl Object {
             programs: Vec::new(),
             btf: types.btf,
             accept_arguments: types.accept_arguments,
+            without_lock: without_lock.map(|(field, _)| field),
         };
         Ok((object, output))
     }
@@ -249,8 +268,19 @@ impl Object {
         self.detach(&ACCEPT_CALLS);
     }
 
-    /// Begins a walk of all open files, to be read to its end. The program is loaded the first time.
-    pub(super) fn open_sockets(&mut self) -> Result<File, Refused> {
+    /// Begins a walk of all open files, to be read to its end before the next one begins. The program is loaded the
+    /// first time.
+    pub(super) fn open_sockets(
+        &mut self,
+        wanted: States,
+        detailed: States,
+    ) -> Result<File, Refused> {
+        if let Some(field) = self.without_lock {
+            return Err(Refused::NoField(field.path.to_owned()));
+        }
+        let masks = u32::from(wanted.mask()) | u32::from(detailed.mask()) << 16;
+        self.set_walk(masks)
+            .map_err(|error| Refused::map(&error.into()))?;
         let open = || -> Result<File, ProgramError> {
             let program: &mut Iter = program(&mut self.ebpf, OPEN_SOCKETS)?.try_into()?;
             if program.fd().is_err() {
@@ -264,6 +294,13 @@ impl Object {
             })
         };
         attach_as(OPEN_FILES, open)
+    }
+
+    fn set_walk(&mut self, masks: u32) -> Result<(), MapError> {
+        let name = "WALK";
+        let map = self.ebpf.map_mut(name);
+        let map = map.ok_or(MapError::InvalidName { name: name.into() })?;
+        Array::try_from(map)?.set(0, masks, 0)
     }
 
     /// All or none of them.

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, stat, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statat, statx};
 use rustix::io::Errno;
 use rustix::path::DecInt;
 
@@ -80,11 +80,14 @@ impl Handle {
     /// Whether it runs the same file as this process.
     #[must_use]
     pub fn runs_this_program(&self) -> bool {
-        let own = stat("/proc/self/exe");
-        let its = statat(self, "exe", AtFlags::empty());
-        own.is_ok_and(|own| {
-            its.is_ok_and(|its| (own.st_dev, own.st_ino) == (its.st_dev, its.st_ino))
-        })
+        // What is known of the file is enough: to ask its file system can take for ever, if that is another's (FUSE).
+        let flags = AtFlags::STATX_DONT_SYNC;
+        let file = |dir: BorrowedFd<'_>, path: &str| {
+            let file = statx(dir, path, flags, StatxFlags::INO).ok()?;
+            Some((file.stx_dev_major, file.stx_dev_minor, file.stx_ino))
+        };
+        let own = file(CWD, "/proc/self/exe");
+        own.is_some() && own == file(self.as_fd(), "exe")
     }
 
     /// Fills `fds` with the numbers of its descriptors. Returns whose table that is, a thread's id,

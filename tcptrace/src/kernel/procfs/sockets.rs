@@ -113,7 +113,7 @@ impl Handle {
     ///
     /// # Errors
     /// When this user may not know (`EACCES`).
-    pub(in crate::kernel) fn has(&self, descriptor: Descriptor) -> Result<bool, Errno> {
+    pub(crate) fn has(&self, descriptor: Descriptor) -> Result<bool, Errno> {
         let Descriptor { inode, tid, fd } = descriptor;
         match link_inode(self, format!("task/{tid}/fd/{fd}"), SOCKET) {
             Ok(now) => Ok(now == Some(inode)),

@@ -176,6 +176,26 @@ impl SocketId {
             cookie: [0; 2],
         }
     }
+
+    /// The socket that a dump has shown.
+    pub(super) fn of(entry: &Entry) -> Self {
+        let bytes = |address: IpAddr| {
+            let mut bytes = [0; 16];
+            match address {
+                IpAddr::V4(v4) => bytes[..4].copy_from_slice(&v4.octets()),
+                IpAddr::V6(v6) => bytes = v6.octets(),
+            }
+            bytes
+        };
+        Self {
+            local_port: entry.local.port().into(),
+            remote_port: entry.remote.port().into(),
+            local: bytes(entry.local.ip()),
+            remote: bytes(entry.remote.ip()),
+            interface: entry.interface,
+            cookie: [entry.cookie as u32, (entry.cookie >> 32) as u32],
+        }
+    }
 }
 
 /// `struct inet_diag_msg`, without the attributes that follow it.
