@@ -314,12 +314,13 @@ mod tests {
         }
         let slow = thread::spawn(move || {
             for _ in 0..10 {
-                thread::sleep(Duration::from_millis(30));
+                thread::sleep(Duration::from_millis(150));
                 allow.send(()).unwrap();
             }
             takes.iter().count()
         });
-        queue.close(Duration::from_millis(200), None).unwrap();
+        // Longer than for one, and shorter than for all.
+        queue.close(Duration::from_secs(1), None).unwrap();
         drop(queue);
         assert_eq!(slow.join().unwrap(), 10);
     }

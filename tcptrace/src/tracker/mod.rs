@@ -180,13 +180,11 @@ impl Tracker {
                     owner::refutes_accept(self.owners.get(known.owner), known.state, &caller)
                 });
                 if is_refuted {
-                    if self.stacks {
-                        if self.refuted_accepts.len() >= MOST_REFUTED {
-                            self.refuted_accepts.clear();
-                        }
-                        let socket = accept.socket.cookie;
-                        self.refuted_accepts.insert(socket, accept.time);
+                    if self.refuted_accepts.len() >= MOST_REFUTED {
+                        self.refuted_accepts.clear();
                     }
+                    let socket = accept.socket.cookie;
+                    self.refuted_accepts.insert(socket, accept.time);
                     return;
                 }
                 let owner = self.owner_id(Some(caller));
