@@ -2,7 +2,7 @@
 //
 // Compiled by tests/hostile_files.rs, and run as a user without privileges:
 //   load FILE...      a connection from leakconn() of each shared library;
-//   maps COUNT        a connection, then so many executable mappings, then forty connections a second;
+//   maps COUNT        so many executable mappings, then forty connections a second, each from other code;
 //   perf COUNT FILE   so many processes that connect from code made at run time, whose perf maps are all FILE.
 // When it is done it writes a line, and waits until its standard input is closed.
 #define _GNU_SOURCE
@@ -33,13 +33,6 @@ static void peer_closes(void) {
     close(fd);
 }
 
-__attribute__((noinline)) static void open_here(void) {
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (fd < 0 || connect(fd, (void *)&at, sizeof at)) exit(4);
-    peer_closes();
-    opened++;
-}
-
 static void load(const char *file) {
     void *library = dlopen(file, RTLD_NOW);
     if (!library) {
@@ -62,15 +55,22 @@ static void map(long count) {
     close(self);
 }
 
+/// Each time from another address, so that it is another stack.
 static void connect_from_made_code(void) {
-    unsigned char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    static unsigned char *page;
+    static size_t used;
+    size_t room = 1 << 20;
+    if (!page) page = mmap(NULL, room, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED || used + 32 > room) exit(5);
     // push %rbp; mov %rsp,%rbp; mov $connect,%rax; call *%rax; pop %rbp; ret.
     unsigned char code[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xd0, 0x5d, 0xc3};
     uintptr_t target = (uintptr_t)&connect;
     memcpy(code + 6, &target, sizeof target);
-    memcpy(page, code, sizeof code);
+    memcpy(page + used, code, sizeof code);
+    Connect *made = (Connect *)(page + used);
+    used += 32;
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (((Connect *)page)(fd, (void *)&at, sizeof at)) exit(4);
+    if (made(fd, (void *)&at, sizeof at)) exit(4);
     peer_closes();
     opened++;
 }
@@ -92,11 +92,10 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "load")) {
         for (int file = 2; file < argc; file++) load(argv[file]);
     } else if (!strcmp(argv[1], "maps")) {
-        open_here();
         map(atol(argv[2]));
         ready();
         struct pollfd input = {.fd = 0, .events = POLLIN};
-        while (poll(&input, 1, 25) == 0) open_here();
+        while (poll(&input, 1, 25) == 0) connect_from_made_code();
         return 0;
     } else if (!strcmp(argv[1], "perf") && argc > 3) {
         for (long made = 0; made < atol(argv[2]); made++) {

@@ -520,7 +520,7 @@ fn one_perf_map_of_twenty_processes() {
     // Of each it is said that there may be a name.
     let marked = |pid: &&u32| {
         let stacks = stacks(&tcptrace, u64::from(**pid));
-        let mut frames = stacks.iter().flat_map(|stack| frames(stack));
+        let mut frames = stacks.iter().flat_map(frames);
         frames.any(|frame| frame["module"].is_null() && frame["unread"] == "too_large")
     };
     wait_until("twenty stacks", WAIT, || {

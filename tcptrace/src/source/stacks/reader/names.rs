@@ -160,7 +160,7 @@ fn cut(name: &str) -> String {
     while !name.is_char_boundary(end) {
         end -= 1;
     }
-    let mut kept = Printable(name[..end].as_bytes()).to_string();
+    let mut kept = Printable(&name.as_bytes()[..end]).to_string();
     if end < name.len() {
         kept.push('…');
     }
