@@ -12,9 +12,9 @@ use nix::unistd::geteuid;
 
 use crate::{build, command, vm};
 
+mod bare;
 mod check;
 mod churn;
-mod empty;
 mod growth;
 mod kernel;
 mod lab;
@@ -73,6 +73,9 @@ enum Inside {
     /// What needs root
     #[command(hide = true)]
     Measure(Measure),
+    /// A BPF program to compare with
+    #[command(hide = true)]
+    Bare(bare::Options),
 }
 
 #[derive(clap::Args)]
@@ -157,8 +160,10 @@ impl Part {
 
 /// Builds, measures, and tells.
 pub(crate) fn run(options: Options) -> Result<()> {
-    if let Some(Inside::Measure(measure)) = options.inside {
-        return measure.run();
+    match options.inside {
+        Some(Inside::Measure(measure)) => return measure.run(),
+        Some(Inside::Bare(bare)) => return bare::run(&bare),
+        None => {}
     }
     if options.page {
         let results = serde_json::from_str(&fs::read_to_string(docs("json"))?)?;
@@ -451,6 +456,9 @@ impl Measure {
         let own = tracer::own(&self.tcptrace);
         let mut all = own.clone();
         if !self.own {
+            if wanted(Part::Churn) || wanted(Part::Kernel) {
+                all.extend(bare::tracers(&own[0], &lab.folder)?);
+            }
             let (peers, absent) = tracer::peers();
             all.extend(peers);
             for (name, why) in absent {

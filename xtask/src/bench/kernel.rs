@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 
 use super::{
+    bare::EMPTY,
     churn::{self, Load},
-    empty::Empty,
     lab::Lab,
     programs::{self, Run},
     results::{Kernel, LeftOut, Program},
@@ -26,16 +26,9 @@ pub(super) fn measure(
     left_out: &mut Vec<LeftOut>,
 ) -> Result<Kernel> {
     let _statistics = programs::count_runs()?;
-    let mut empty = Vec::new();
     let mut each: BTreeMap<(usize, String), Vec<(f64, f64)>> = BTreeMap::new();
     let mut failed = vec![false; tracers.len()];
     for round in 1..=rounds {
-        eprintln!("bench: BPF programs, round {round} of {rounds}: an empty one");
-        let program = Empty::attach()?;
-        let own = std::process::id();
-        let (_, runs) = runs_of(lab, own, load)?;
-        empty.extend(runs.into_values().filter_map(Run::each));
-        drop(program);
         for (index, tracer) in tracers.iter().enumerate().filter(|(_, tracer)| tracer.bpf) {
             if failed[index] {
                 continue;
@@ -63,7 +56,7 @@ pub(super) fn measure(
             }
         }
     }
-    let programs = each.into_iter().filter_map(|((index, name), runs)| {
+    let mut programs = each.into_iter().filter_map(|((index, name), runs)| {
         let (ns, counts): (Vec<f64>, Vec<f64>) = runs.into_iter().unzip();
         Some(Program {
             of: tracers[index].name.to_owned(),
@@ -72,9 +65,11 @@ pub(super) fn measure(
             runs: Spread::of(&counts)?.median,
         })
     });
+    let (empty, programs): (Vec<Program>, Vec<Program>) =
+        programs.by_ref().partition(|program| program.of == EMPTY);
     Ok(Kernel {
-        programs: programs.collect(),
-        empty: Spread::of(&empty).context("the empty program did not run")?,
+        programs,
+        empty: empty.first().context("the empty program did not run")?.ns,
     })
 }
 

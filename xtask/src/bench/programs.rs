@@ -22,27 +22,44 @@ pub(super) fn count_runs() -> Result<OwnedFd> {
 
 /// The programs of a process by id, from the files that it has open.
 pub(super) fn of(pid: u32) -> BTreeMap<u32, Run> {
+    fdinfos(pid).filter_map(|text| parse(&text)).collect()
+}
+
+/// What `fdinfo` says of each descriptor of a process.
+fn fdinfos(pid: u32) -> impl Iterator<Item = String> {
     let files = fs::read_dir(format!("/proc/{pid}/fdinfo"));
-    let texts = files
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|file| fs::read_to_string(file.path()).ok());
-    texts.filter_map(|text| parse(&text)).collect()
+    let files = files.into_iter().flatten().flatten();
+    files.filter_map(|file| fs::read_to_string(file.path()).ok())
+}
+
+fn field(fdinfo: &str, name: &str) -> Option<u64> {
+    let line = fdinfo.lines().find_map(|line| line.strip_prefix(name));
+    line?.trim().parse().ok()
 }
 
 /// What `fdinfo` says of the descriptor of a program; `None` of anything else. A link names its program as
 /// well, but not how often that ran.
 fn parse(fdinfo: &str) -> Option<(u32, Run)> {
-    let field = |name: &str| {
-        let line = fdinfo.lines().find_map(|line| line.strip_prefix(name));
-        line?.trim().parse::<u64>().ok()
-    };
     let run = Run {
-        count: field("run_cnt:")?,
-        ns: field("run_time_ns:")?,
+        count: field(fdinfo, "run_cnt:")?,
+        ns: field(fdinfo, "run_time_ns:")?,
     };
-    Some((field("prog_id:")?.try_into().ok()?, run))
+    Some((field(fdinfo, "prog_id:")?.try_into().ok()?, run))
+}
+
+/// Bytes of a process's ring buffer, the largest if it has several.
+pub(super) fn ring_buffer(pid: u32) -> Option<u32> {
+    fdinfos(pid)
+        .filter_map(|text| ring_buffer_size(&text))
+        .max()
+}
+
+/// What `fdinfo` says of the descriptor of a ring buffer; `None` of anything else.
+fn ring_buffer_size(fdinfo: &str) -> Option<u32> {
+    /// `BPF_MAP_TYPE_RINGBUF` of `include/uapi/linux/bpf.h`.
+    const RING_BUFFER: u64 = 27;
+    (field(fdinfo, "map_type:")? == RING_BUFFER).then_some(())?;
+    field(fdinfo, "max_entries:")?.try_into().ok()
 }
 
 /// The kernel's names of all programs, by id.
@@ -94,6 +111,14 @@ mod tests {
         assert_eq!(run.each(), Some(300.0));
         assert_eq!(parse("pos:\t0\nlink_type:\ttracing\nprog_id:\t61\n"), None);
         assert_eq!(parse("pos:\t0\n"), None);
+    }
+
+    #[test]
+    fn only_ring_buffers_count() {
+        let map = |kind| format!("pos:\t0\nmap_type:\t{kind}\nkey_size:\t0\nmax_entries:\t4096\n");
+        assert_eq!(ring_buffer_size(&map(27)), Some(4096));
+        assert_eq!(ring_buffer_size(&map(2)), None);
+        assert_eq!(ring_buffer_size("pos:\t0\n"), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What tcptrace is meant to cost, beside what it does.
 
 use super::{
+    bare::{EMPTY, FLOOR},
     results::{Kernel, Results, Traced},
     spread::Spread,
 };
@@ -16,10 +17,12 @@ pub(super) struct Row {
 }
 
 pub(super) const STREAM: &str = "tcptrace stream -o json";
+const LEAKS: &str = "tcptrace leaks -o json";
 pub(super) const TCPSTATES: &str = "tcpstates (libbpf-tools)";
 /// What the kernel calls the program of transitions, in ours and in theirs: names are cut to 15 characters.
 const TRANSITION: &str = "inet_sock_set_s";
 const TCPSTATES_PROGRAM: &str = "handle_set_stat";
+const FLOOR_PROGRAM: &str = "floor";
 /// Names of our programs on timers begin so.
 const TIMERS: [&str; 2] = ["timer_start", "timer_cancel"];
 
@@ -37,6 +40,17 @@ pub(super) fn rows(results: &Results) -> Vec<Row> {
         Some((shown, median >= least))
     };
     let stream = traced(STREAM);
+    // Of the rate that is left with one, the share that is left with the other.
+    let share_of = |name: &str, bound: &str, least: f64| {
+        let (own, bound) = (traced(name)?, traced(bound)?);
+        let share = own.ratio.median / bound.ratio.median;
+        let cpu = own.cpu_ratio.median / bound.cpu_ratio.median;
+        let shown = format!(
+            "{share:.3} ({:.3} of {:.3}); {cpu:.3} for equal CPU time",
+            own.ratio.median, bound.ratio.median
+        );
+        Some((shown, share >= least))
+    };
     let row = |what, target, found| Row {
         what,
         target,
@@ -69,7 +83,7 @@ pub(super) fn rows(results: &Results) -> Vec<Row> {
         row(
             "connections while `leaks` runs",
             "≥ 0.97 of untraced",
-            kept("tcptrace leaks -o json", 0.97),
+            kept(LEAKS, 0.97),
         ),
         row(
             "connections while `timewait` runs, with tracepoints",
@@ -80,6 +94,21 @@ pub(super) fn rows(results: &Results) -> Vec<Row> {
             "kernel time of a transition, statistics' own cost taken off",
             "≤ 0.05 of `tcpstates`",
             results.kernel.as_ref().and_then(transition),
+        ),
+        row(
+            "kernel time of a transition against a record of constants (the floor), statistics' own cost taken off both",
+            "≤ 1.35 ×",
+            results.kernel.as_ref().and_then(above_floor),
+        ),
+        row(
+            "connections while `stream -o json` runs, of those while the floor's program does",
+            "≥ 0.94",
+            share_of(STREAM, FLOOR, 0.94),
+        ),
+        row(
+            "connections while `leaks` runs, of those while an empty program does",
+            "≥ 0.98",
+            share_of(LEAKS, EMPTY, 0.98),
         ),
         row(
             "a timer that is not ours, each probe, statistics' own cost taken off",
@@ -178,6 +207,16 @@ fn transition(kernel: &Kernel) -> Option<(String, bool)> {
     Some((
         format!("{ratio:.3} ({own:.0} ns of {peer:.0} ns)"),
         ratio <= 0.05,
+    ))
+}
+
+fn above_floor(kernel: &Kernel) -> Option<(String, bool)> {
+    let own = net(kernel, STREAM, TRANSITION)?;
+    let floor = net(kernel, FLOOR, FLOOR_PROGRAM)?;
+    let ratio = own / floor;
+    Some((
+        format!("{ratio:.2} × ({own:.0} ns of {floor:.0} ns)"),
+        ratio <= 1.35,
     ))
 }
 
@@ -285,6 +324,22 @@ mod tests {
     }
 
     #[test]
+    fn ratios_are_held_against_bare_programs_of_the_same_run() {
+        let bounded = |name: &str, own, bound| {
+            with(vec![
+                traced(name, own, 600, 0),
+                traced(if name == STREAM { FLOOR } else { EMPTY }, bound, 0, 0),
+            ])
+        };
+        let stream = |own| met(&bounded(STREAM, own, 0.9), "the floor's program");
+        assert_eq!(stream(0.9 * 0.941), Some(true));
+        assert_eq!(stream(0.9 * 0.939), Some(false));
+        let leaks = |own| met(&bounded(LEAKS, own, 0.9), "an empty program");
+        assert_eq!(leaks(0.9 * 0.981), Some(true));
+        assert_eq!(leaks(0.9 * 0.979), Some(false));
+    }
+
+    #[test]
     fn the_statistics_own_cost_is_taken_off() {
         let program = |of: &str, name: &str, ns| Program {
             of: of.to_owned(),
@@ -298,6 +353,7 @@ mod tests {
                 programs: vec![
                     program(STREAM, TRANSITION, own),
                     program(TCPSTATES, TCPSTATES_PROGRAM, 4040.0),
+                    program(FLOOR, FLOOR_PROGRAM, 40.0 + 200.0 / 1.35),
                     program(STREAM, "timer_start", timer),
                     program(STREAM, "timer_cancel", 45.0),
                 ],
@@ -306,6 +362,8 @@ mod tests {
         };
         assert_eq!(met(&kernel(240.0, 70.0), "kernel time"), Some(true));
         assert_eq!(met(&kernel(241.0, 70.0), "kernel time"), Some(false));
+        assert_eq!(met(&kernel(239.0, 70.0), "the floor"), Some(true));
+        assert_eq!(met(&kernel(241.0, 70.0), "the floor"), Some(false));
         assert_eq!(met(&kernel(240.0, 70.0), "a timer"), Some(true));
         assert_eq!(met(&kernel(240.0, 71.0), "a timer"), Some(false));
     }

@@ -47,9 +47,9 @@ const SS: &str = "while :; do ss -tanpe; sleep 1; done";
 pub(super) struct Tracer {
     /// For people.
     pub(super) name: &'static str,
-    program: PathBuf,
-    arguments: Vec<String>,
-    format: Format,
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<String>,
+    pub(super) format: Format,
     /// Lines that tell everything of the connections of a run; `None` if it does not tell of each.
     pub(super) lines: Option<Lines>,
     /// It loads BPF programs.
