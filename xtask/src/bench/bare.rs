@@ -1,10 +1,12 @@
-//! Two BPF programs that bound what tracing can cost: one does nothing, the other writes a record of constants.
+//! BPF programs that bound what tracing can cost: one does nothing, one writes a record of constants, one a record of
+//! constants and the time.
 //!
 //! The empty program shows what the kernel's statistics cost themselves: they read the clock twice around each run.
 //! The floor is what any tracer pays that hands one record of our size over for each change of state: it reserves
-//! room in a ring buffer, fills it, and submits it. No clock, no field of the kernel, no filter.
+//! room in a ring buffer, fills it, and submits it. No clock, no field of the kernel, no filter. How much of what is
+//! above it is the clock depends on the machine, so there is a floor with the clock as well.
 //!
-//! Both are raw tracepoint programs. `bpf_trace_run3()` runs those exactly as it runs `tp_btf` programs, which ours
+//! All are raw tracepoint programs. `bpf_trace_run3()` runs those exactly as it runs `tp_btf` programs, which ours
 //! are (`kernel/trace/bpf_trace.c`, 5.12 to 6.18), and they need no BTF.
 
 use std::{
@@ -32,23 +34,27 @@ const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
+const BPF_KTIME_GET_BOOT_NS: i32 = 125;
 const BPF_RINGBUF_RESERVE: i32 = 131;
 const BPF_RINGBUF_SUBMIT: i32 = 132;
 
 /// The names by which results know them.
 pub(super) const EMPTY: &str = "an empty program";
 pub(super) const FLOOR: &str = "the floor: a record of constants";
+pub(super) const STAMPED: &str = "the floor and the clock";
 
 /// As our reader: how long it leaves between two looks while records come.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
-/// Which of the two.
+/// Which of them.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Kind {
     /// Does nothing
     Empty,
     /// Writes a record of constants
     Floor,
+    /// Writes a record of constants and the time
+    Stamped,
 }
 
 /// One of them in a process of its own.
@@ -61,12 +67,12 @@ pub(super) struct Options {
     buffer: u32,
 }
 
-/// Both, to be measured beside tracers. The floor's ring buffer is as large as that of `own`: how large it is decides
+/// All of them, to be measured beside tracers. The floor's ring buffer is as large as that of `own`: how large it is decides
 /// how much of it stays in the CPUs' caches.
 ///
 /// # Errors
 /// When `own` does not trace here.
-pub(super) fn tracers(own: &Tracer, folder: &std::path::Path) -> Result<[Tracer; 2]> {
+pub(super) fn tracers(own: &Tracer, folder: &std::path::Path) -> Result<[Tracer; 3]> {
     let running = own.start(folder, &[])?;
     let buffer = programs::ring_buffer(running.pid())
         .with_context(|| format!("{} has no ring buffer", own.name))?;
@@ -83,7 +89,11 @@ pub(super) fn tracers(own: &Tracer, folder: &std::path::Path) -> Result<[Tracer;
         bpf: true,
         own: false,
     };
-    Ok([tracer(EMPTY, "empty"), tracer(FLOOR, "floor")])
+    Ok([
+        tracer(EMPTY, "empty"),
+        tracer(FLOOR, "floor"),
+        tracer(STAMPED, "stamped"),
+    ])
 }
 
 /// Attaches it, and reads what it writes, until somebody ends this process.
@@ -98,9 +108,13 @@ pub(super) fn run(options: &Options) -> Result<()> {
                 thread::park();
             }
         }
-        Kind::Floor => {
+        Kind::Floor | Kind::Stamped => {
             let map = ring_buffer(options.buffer)?;
-            let _attached = attach(c"floor", &floor(map.as_raw_fd()))?;
+            let (name, stamped) = match options.kind {
+                Kind::Stamped => (c"stamped", true),
+                _ => (c"floor", false),
+            };
+            let _attached = attach(name, &floor(map.as_raw_fd(), stamped))?;
             drain(map)
         }
     }
@@ -155,8 +169,9 @@ const fn call(helper: i32) -> Instruction {
 const EXIT: Instruction = instruction(0x95, 0, 0, 0);
 const EMPTY_PROGRAM: [Instruction; 2] = [set(0, 0), EXIT];
 
-/// Reserves a record as large as ours of a transition in the ring buffer `map`, fills it and submits it.
-fn floor(map: i32) -> Vec<Instruction> {
+/// Reserves a record as large as ours of a transition in the ring buffer `map`, fills it and submits it. `stamped`: with
+/// the time.
+fn floor(map: i32, stamped: bool) -> Vec<Instruction> {
     const SIZE: i32 = size_of::<Transition>() as i32;
     const { assert!(SIZE % 8 == 0) };
     /// `BPF_PSEUDO_MAP_FD`, in the half of the source.
@@ -169,19 +184,27 @@ fn floor(map: i32) -> Vec<Instruction> {
         set(2, SIZE),
         set(3, 0),
         call(BPF_RINGBUF_RESERVE),
-        // if r0 == 0, past the record.
-        instruction(0x15, 0, words as i16 + 3, 0),
     ];
-    // *(u64 *)(r0 + offset) = constant
-    program.extend((0..words).map(|word| instruction(0x7a, 0, word as i16 * 8, word)));
-    program.extend([
-        // r1 = r0; r2 = no flags.
-        instruction(0xbf, 1, 0, 0),
+    let mut record = vec![
+        // r6 = r0
+        instruction(0xbf, 6, 0, 0),
+    ];
+    // *(u64 *)(r6 + offset) = constant
+    record.extend((0..words).map(|word| instruction(0x7a, 6, word as i16 * 8, word)));
+    if stamped {
+        // *(u64 *)(r6 + 0) = r0
+        record.extend([call(BPF_KTIME_GET_BOOT_NS), instruction(0x7b, 6, 0, 0)]);
+    }
+    record.extend([
+        // r1 = r6; r2 = no flags.
+        instruction(0xbf, 1 | 6 << 4, 0, 0),
         set(2, 0),
         call(BPF_RINGBUF_SUBMIT),
-        set(0, 0),
-        EXIT,
     ]);
+    // if r0 == 0, past the record.
+    program.push(instruction(0x15, 0, record.len() as i16, 0));
+    program.extend(record);
+    program.extend([set(0, 0), EXIT]);
     program
 }
 
@@ -282,17 +305,19 @@ mod tests {
 
     #[test]
     fn the_floor_fills_a_record_of_ours() {
-        let program = floor(3);
-        let stores = program
-            .iter()
-            .filter(|instruction| instruction.code == 0x7a);
-        assert_eq!(stores.count() * 8, size_of::<Transition>());
-        // Without room for a record it goes on where r0 becomes 0.
-        let branch = program
-            .iter()
-            .position(|instruction| instruction.code == 0x15);
-        let branch = branch.expect("a comparison");
-        let target = branch + 1 + program[branch].offset as usize;
-        assert_eq!((program[target].code, program.len() - target), (0xb7, 2));
+        for stamped in [false, true] {
+            let program = floor(3, stamped);
+            let stores = program
+                .iter()
+                .filter(|instruction| instruction.code == 0x7a);
+            assert_eq!(stores.count() * 8, size_of::<Transition>());
+            // Without room for a record it goes on where r0 becomes 0.
+            let branch = program
+                .iter()
+                .position(|instruction| instruction.code == 0x15);
+            let branch = branch.expect("a comparison");
+            let target = branch + 1 + program[branch].offset as usize;
+            assert_eq!((program[target].code, program.len() - target), (0xb7, 2));
+        }
     }
 }

@@ -99,7 +99,9 @@ fn connections(page: &mut String, churn: &Churn) {
          two without a tracer: {:.0} connections a second ({:.0} to {:.0}). What is left of it, the median and \
          the extremes; the same for equal CPU time of whoever connects, which tells what the probes take, without \
          what else keeps the CPUs busy; CPU time of the tracer itself; lines on these connections, of those that there should be; \
-         events that the tracer says it lost; both of all rounds.\n\n",
+         events that the tracer says it lost; both of all rounds. An empty program and the floor (below) run like \
+         tracers: nothing that sees every change of state can leave more than the one, nothing that records it more \
+         than the other.\n\n",
         churn.rounds, churn.seconds, untraced.median, untraced.min, untraced.max
     );
     let rows = churn.traced.iter().map(|traced| {
@@ -136,7 +138,8 @@ fn programs(page: &mut String, kernel: &Kernel) {
         "\n## In the kernel\n\n\
          Nanoseconds that BPF programs take for a run, by the kernel's own statistics, on the same connections. \
          The statistics cost something themselves: a program that does nothing takes {:.0} ns ({:.0} to {:.0}), \
-         which the last column is without. All timers of the machine run the timer programs; here none of them \
+         which the last column is without. The floor is a program that only writes a record of constants, as large as \
+         ours; with the clock, it also asks for the time. All timers of the machine run the timer programs; here none of them \
          is of a timewait socket.\n\n",
         kernel.empty.median, kernel.empty.min, kernel.empty.max
     );

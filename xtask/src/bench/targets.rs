@@ -1,7 +1,9 @@
 //! What tcptrace is meant to cost, beside what it does.
 
+use std::fmt::Write as _;
+
 use super::{
-    bare::{EMPTY, FLOOR},
+    bare::{EMPTY, FLOOR, STAMPED},
     results::{Kernel, Results, Traced},
     spread::Spread,
 };
@@ -23,6 +25,7 @@ pub(super) const TCPSTATES: &str = "tcpstates (libbpf-tools)";
 const TRANSITION: &str = "inet_sock_set_s";
 const TCPSTATES_PROGRAM: &str = "handle_set_stat";
 const FLOOR_PROGRAM: &str = "floor";
+const STAMPED_PROGRAM: &str = "stamped";
 /// Names of our programs on timers begin so.
 const TIMERS: [&str; 2] = ["timer_start", "timer_cancel"];
 
@@ -214,10 +217,15 @@ fn above_floor(kernel: &Kernel) -> Option<(String, bool)> {
     let own = net(kernel, STREAM, TRANSITION)?;
     let floor = net(kernel, FLOOR, FLOOR_PROGRAM)?;
     let ratio = own / floor;
-    Some((
-        format!("{ratio:.2} × ({own:.0} ns of {floor:.0} ns)"),
-        ratio <= 1.35,
-    ))
+    let mut shown = format!("{ratio:.2} × ({own:.0} ns of {floor:.0} ns)");
+    if let Some(stamped) = net(kernel, STAMPED, STAMPED_PROGRAM) {
+        let ratio = own / stamped;
+        let _ = write!(
+            shown,
+            "; {ratio:.2} × the floor and the clock ({stamped:.0} ns)"
+        );
+    }
+    Some((shown, ratio <= 1.35))
 }
 
 fn timers(kernel: &Kernel) -> Option<(String, bool)> {
