@@ -91,7 +91,7 @@ unsafe fn accepted<C: EbpfContext>(ctx: &C, sk: *const u8, file: Option<*const u
         let mut common = Common::new();
         common.copy(sk);
         let tuple = common.tuple(Probe::field(sk, Field::InetLocalPort));
-        if !tuple.is_inet() || !select::socket(&tuple, false) {
+        if !tuple.is_inet() || !select::socket(&tuple) {
             return;
         }
         let cookie: u64 = common.field(Field::SkcCookie);

@@ -7,20 +7,21 @@
 pub struct Config {
     /// `wanted[old]` has the bit of each new state whose transition is wanted.
     pub wanted: [u16; 16],
-    /// Address wanted (local or remote), IPv4 as `::ffff:a.b.c.d`, already masked, in network byte order.
-    pub addr: [u32; 4],
-    /// Mask for [`addr`](Self::addr); all zero for any address.
-    pub addr_mask: [u32; 4],
-    /// Inode number of the network namespace wanted, 0 for any.
-    pub netns: u32,
-    /// 4 or 6: the family of the addresses wanted (`::ffff:a.b.c.d` is IPv4); 0 for any.
+    /// [`Select`]: which of the filters below are in force.
+    pub selects: u32,
+    /// 4 or 6: the family of the addresses wanted (`::ffff:a.b.c.d` is IPv4).
     pub family: u32,
-    /// Local port wanted, 0 for any.
-    pub local_port: u32,
-    /// Remote port wanted, 0 for any.
-    pub remote_port: u32,
-    /// Port wanted on either side, 0 for any.
-    pub any_port: u32,
+    /// Inode numbers of the network namespaces wanted. Here and in the lists that follow, the first value stands in
+    /// all places that are not needed.
+    pub netns: [u32; Self::VALUES],
+    /// Local ports wanted.
+    pub local_ports: [u16; Self::VALUES],
+    /// Remote ports wanted.
+    pub remote_ports: [u16; Self::VALUES],
+    /// Ports wanted on either side.
+    pub any_ports: [u16; Self::VALUES],
+    /// Networks wanted: of the local or the remote address.
+    pub networks: [Network; Self::NETWORKS],
     /// Process whose descendants are marked ([`Flags::IN_TREE`](crate::Flags::IN_TREE)), by the process
     /// id in its own pid namespace; 0 for none.
     pub tree_root: u32,
@@ -28,6 +29,8 @@ pub struct Config {
     pub tree_pid_ns: u32,
     /// Not 0: a [`Stack`](crate::Stack) is written of every `connect()` and `accept()`.
     pub stacks: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// `TCP_TIMEWAIT_LEN` (60 s) in jiffies.
     pub time_wait_jiffies: u64,
     /// Address of `tw_timer_handler`, 0 when not known.
@@ -37,23 +40,61 @@ pub struct Config {
 }
 
 impl Config {
+    /// How many values of a kind the probes compare with, at most.
+    pub const VALUES: usize = 8;
+    /// How many networks, at most.
+    pub const NETWORKS: usize = 4;
+
     /// Selects every socket, in every state.
     pub const ALL: Self = Self {
         wanted: [u16::MAX; 16],
-        addr: [0; 4],
-        addr_mask: [0; 4],
-        netns: 0,
+        selects: 0,
         family: 0,
-        local_port: 0,
-        remote_port: 0,
-        any_port: 0,
+        netns: [0; Self::VALUES],
+        local_ports: [0; Self::VALUES],
+        remote_ports: [0; Self::VALUES],
+        any_ports: [0; Self::VALUES],
+        networks: [Network {
+            addr: [0; 4],
+            mask: [0; 4],
+        }; Self::NETWORKS],
         tree_root: 0,
         tree_pid_ns: 0,
         stacks: 0,
+        reserved: 0,
         time_wait_jiffies: 0,
         tw_timer_handler: 0,
         callers: [TextRange { start: 0, end: 0 }; Caller::COUNT],
     };
+}
+
+/// Bits of [`Config::selects`].
+#[derive(Clone, Copy, Debug)]
+pub struct Select;
+
+impl Select {
+    /// By [`Config::netns`].
+    pub const NETNS: u32 = 1;
+    /// By [`Config::family`].
+    pub const FAMILY: u32 = 2;
+    /// By [`Config::local_ports`].
+    pub const LOCAL_PORT: u32 = 4;
+    /// By [`Config::remote_ports`].
+    pub const REMOTE_PORT: u32 = 8;
+    /// By [`Config::any_ports`].
+    pub const ANY_PORT: u32 = 16;
+    /// By [`Config::networks`].
+    pub const NETWORK: u32 = 32;
+}
+
+/// A range of addresses, IPv4 as part of `::ffff:0:0/96`, in network byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Network {
+    /// The network's address, host bits zero.
+    pub addr: [u32; 4],
+    /// The mask.
+    pub mask: [u32; 4],
 }
 
 /// Part of the kernel's text. Both ends 0: not known.

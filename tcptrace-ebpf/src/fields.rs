@@ -49,6 +49,10 @@ pub const WITHOUT_LOCK: Loss = Loss {
     what: "counters and times of sockets, read without their locks",
     fix: "please report it, with the output of `tcptrace doctor`",
 };
+const LOCAL_PORTS: Loss = Loss {
+    what: "which port a connect() cannot get, so that with --lport or --port every connect() is recorded",
+    fix: "please report it, with the output of `tcptrace doctor`",
+};
 const STACKS: Loss = Loss {
     what: "where in its code a program connects or accepts (--stacks)",
     fix: "it needs a kernel for x86-64",
@@ -87,6 +91,7 @@ fields! {
     SkcState = "sock_common.skc_state";
     SkcReferences = "sock_common.skc_refcnt";
     NetInode = "net.ns.inum";
+    NetLocalPorts = "net.ipv4.ip_local_ports.range", without: LOCAL_PORTS;
     SkProtocol = "sock.sk_protocol";
     SkError = "sock.sk_err";
     SkShutdown = "sock.sk_shutdown";

@@ -9,7 +9,7 @@ mod fields;
 mod record;
 mod state;
 
-pub use config::{Caller, Config, Counter, TextRange};
+pub use config::{Caller, Config, Counter, Network, Select, TextRange};
 pub use fields::{FIELD_COUNT, FIELDS, Field, FieldSpec, Loss, MISSING, WITHOUT_LOCK};
 pub use record::{
     CHAIN, COPY, Flags, Header, Kind, OpenSocket, OpenSocketDetail, Stack, TimeWait, Transition,

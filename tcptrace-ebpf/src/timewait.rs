@@ -34,7 +34,7 @@ pub(crate) unsafe fn write(
         let mut common = Common::new();
         common.copy(tw);
         let tuple = common.tuple(Probe::field(tw, Field::TwLocalPort));
-        if !tuple.is_inet() || !select::socket(&tuple, false) {
+        if !tuple.is_inet() || !select::socket(&tuple) {
             return;
         }
         let cookie: u64 = common.field(Field::SkcCookie);

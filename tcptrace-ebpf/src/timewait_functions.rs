@@ -29,7 +29,7 @@ pub(crate) fn inet_twsk_alloc(ctx: FExitContext) -> i32 {
         let mut common = Common::new();
         common.copy(sk);
         let tuple = common.tuple(Probe::field(sk, Field::InetLocalPort));
-        if !select::socket(&tuple, false) {
+        if !select::socket(&tuple) {
             return 0;
         }
         let cookie: u64 = Probe::field(made, Field::SkcCookie);

@@ -72,7 +72,7 @@ unsafe fn changed(ctx: &BtfTracePointContext, sk: *const u8, old: u8, new: u8) {
                 tuple.local_port = 0;
             }
         }
-        if !select::transition(old, new, &tuple) {
+        if !select::transition(old, new, &tuple, net) {
             return;
         }
         // Made even when the record is lost: what follows of this socket must carry it.

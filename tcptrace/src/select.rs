@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use tcptrace_ebpf::{Config, State};
+use tcptrace_ebpf::{Config, Network, Select, State};
 
 use crate::{
     event::{Comm, Socket, Tuple, address_bytes},
@@ -128,7 +128,8 @@ impl Selection {
         self.states.is_empty() || self.states.contains(&from) || self.states.contains(&to)
     }
 
-    /// What the probes can decide of it. With several values of a kind they decide nothing of that.
+    /// What the probes can decide of it. With more values of a kind than they compare with, they decide nothing of
+    /// that.
     #[must_use]
     pub fn to_config(&self) -> Config {
         let mut config = self.sockets.to_config();
@@ -216,23 +217,46 @@ impl Sockets {
     }
 
     fn to_config(&self) -> Config {
-        fn only<T: Copy + Into<u32>>(values: &[T]) -> u32 {
-            match values {
-                [one] => (*one).into(),
-                _ => 0,
-            }
-        }
         let mut config = Config::ALL;
-        config.netns = only(&self.netns);
-        config.local_port = only(&self.local_ports);
-        config.remote_port = only(&self.remote_ports);
-        config.any_port = only(&self.ports);
+        let mut selects = 0;
+        let mut by = |filter, in_force| selects |= if in_force { filter } else { 0 };
+        by(Select::NETNS, fill(&mut config.netns, &self.netns));
+        by(
+            Select::LOCAL_PORT,
+            fill(&mut config.local_ports, &self.local_ports),
+        );
+        by(
+            Select::REMOTE_PORT,
+            fill(&mut config.remote_ports, &self.remote_ports),
+        );
+        by(Select::ANY_PORT, fill(&mut config.any_ports, &self.ports));
+        let networks: Vec<Network> = self.networks.iter().map(network).collect();
+        by(Select::NETWORK, fill(&mut config.networks, &networks));
+        by(Select::FAMILY, self.family.is_some());
         config.family = self.family.map_or(0, u32::from);
-        if let [network] = self.networks[..] {
-            config.addr = words(network.addr);
-            config.addr_mask = words(network.mask);
-        }
+        config.selects = selects;
         config
+    }
+}
+
+/// Puts the values into a list of the probes' settings, if there are any and they all fit. Where they do not, the
+/// probes let everything pass.
+fn fill<T: Copy, const N: usize>(list: &mut [T; N], values: &[T]) -> bool {
+    let [first, ..] = values else { return false };
+    if values.len() > N {
+        return false;
+    }
+    for (index, place) in list.iter_mut().enumerate() {
+        *place = *values.get(index).unwrap_or(first);
+    }
+    true
+}
+
+/// A network as the probes compare addresses with it.
+fn network(cidr: &Cidr) -> Network {
+    Network {
+        addr: words(cidr.addr),
+        mask: words(cidr.mask),
     }
 }
 

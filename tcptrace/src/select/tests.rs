@@ -385,53 +385,58 @@ fn time_wait_is_followed_when_a_close_could_be_one() {
     assert!(Selection::default().needs_time_wait());
 }
 
-#[test]
-fn the_probes_decide_what_has_one_value() {
-    let one = Selection {
+/// A selection of so many values of each kind.
+fn of_values(count: u16) -> Selection {
+    let ports = |first| (first..first + count).collect();
+    Selection {
         sockets: Sockets {
-            ports: vec![1],
-            local_ports: vec![2],
-            remote_ports: vec![3],
-            networks: vec![cidr("10.0.0.0/8")],
+            ports: ports(100),
+            local_ports: ports(200),
+            remote_ports: ports(300),
+            networks: (0..count)
+                .map(|index| cidr(&format!("10.{index}.0.0/16")))
+                .collect(),
             family: Some(4),
-            netns: vec![7],
+            netns: (0..count).map(u32::from).collect(),
         },
         ..Selection::default()
-    };
-    let config = one.to_config();
-    assert_eq!(
-        (config.any_port, config.local_port, config.remote_port),
-        (1, 2, 3)
-    );
-    assert_eq!((config.family, config.netns), (4, 7));
-    let bytes = |words: [u32; 4]| words.map(u32::to_ne_bytes).concat();
-    assert_eq!(bytes(config.addr), cidr("10.0.0.0/8").addr);
-    assert_eq!(bytes(config.addr_mask), cidr("10.0.0.0/8").mask);
+    }
 }
 
 #[test]
-fn the_probes_let_pass_what_has_several() {
-    let several = Selection {
-        sockets: Sockets {
-            ports: vec![1, 2],
-            local_ports: vec![1, 2],
-            remote_ports: vec![1, 2],
-            networks: vec![cidr("10.0.0.0/8"), cidr("::/0")],
-            family: None,
-            netns: vec![7, 8],
-        },
-        ..Selection::default()
-    };
-    let config = several.to_config();
-    assert_eq!(
-        [
-            config.any_port,
-            config.local_port,
-            config.remote_port,
-            config.family,
-            config.netns
-        ],
-        [0; 5]
-    );
-    assert_eq!((config.addr, config.addr_mask), ([0; 4], [0; 4]));
+fn the_probes_decide_what_has_few_values() {
+    const ALL: u32 = Select::NETNS
+        | Select::FAMILY
+        | Select::LOCAL_PORT
+        | Select::REMOTE_PORT
+        | Select::ANY_PORT
+        | Select::NETWORK;
+    let one = of_values(1).to_config();
+    assert_eq!((one.selects, one.family), (ALL, 4));
+    // A place that is not needed must not let another value pass, least of all 0: that is a port, too.
+    assert_eq!(one.any_ports, [100; Config::VALUES]);
+    assert_eq!(one.local_ports, [200; Config::VALUES]);
+    assert_eq!(one.remote_ports, [300; Config::VALUES]);
+    let bytes = |words: [u32; 4]| words.map(u32::to_ne_bytes).concat();
+    for network in one.networks {
+        assert_eq!(bytes(network.addr), cidr("10.0.0.0/16").addr);
+        assert_eq!(bytes(network.mask), cidr("10.0.0.0/16").mask);
+    }
+    let few = of_values(Config::NETWORKS as u16).to_config();
+    assert_eq!(few.selects, ALL);
+    assert_eq!(few.netns[..5], [0, 1, 2, 3, 0]);
+    assert_eq!(few.local_ports[..5], [200, 201, 202, 203, 200]);
+    assert_eq!(bytes(few.networks[3].addr), cidr("10.3.0.0/16").addr);
+}
+
+#[test]
+fn the_probes_let_pass_what_has_more_values_than_they_compare_with() {
+    let networks = of_values(Config::NETWORKS as u16 + 1).to_config();
+    assert_eq!(networks.selects & Select::NETWORK, 0);
+    assert_ne!(networks.selects & Select::NETNS, 0);
+    let values = of_values(Config::VALUES as u16).to_config();
+    assert_ne!(values.selects & Select::ANY_PORT, 0);
+    let values = of_values(Config::VALUES as u16 + 1).to_config();
+    assert_eq!(values.selects, Select::FAMILY);
+    assert_eq!(Selection::default().to_config().selects, 0);
 }

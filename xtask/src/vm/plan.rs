@@ -43,7 +43,7 @@ const REFUSAL: &str = "refusal";
 const BOTH_KINDS: [&str; 2] = ["instructions", "probe_pairs"];
 
 /// Test programs that only `--full` runs, and why.
-const LESS_OF_THE_KERNEL: [(&str, &str); 11] = [
+const LESS_OF_THE_KERNEL: [(&str, &str); 12] = [
     (
         "doctor",
         "it tests the answers to missing privileges; `works` asks it about the kernel",
@@ -72,6 +72,7 @@ const LESS_OF_THE_KERNEL: [(&str, &str); 11] = [
         "states",
         "sock_diag and /proc, which it tests, change little",
     ),
+    ("storms", "it needs the generator of connections"),
     ("truth", "it plays for minutes; here it runs natively"),
 ];
 
