@@ -9,8 +9,11 @@ use tcptrace::{
     select::{Selection, Sockets},
     tracker::{Change, Fact, Tracker},
 };
-use tcptrace_ebpf::{Flags, Header, Kind, State, TimeWait, Transition};
-use zerocopy::IntoBytes as _;
+use tcptrace_ebpf::{Flags, Header, Kind};
+
+pub(crate) mod connection;
+
+use connection::Ends;
 
 /// Nanoseconds from one connection to the next: 10,000 begin within the minute that TIME_WAIT lasts.
 const EVERY: u64 = 6_000_000;
@@ -18,6 +21,8 @@ const EVERY: u64 = 6_000_000;
 const BEGIN: u64 = 3_600_000_000_000;
 const SECOND: u64 = 1_000_000_000;
 const HZ: u64 = 250;
+/// One jiffy, nanoseconds.
+const TICK: u64 = SECOND / HZ;
 const AF_INET: u8 = 2;
 const NETNS: u32 = 4_026_531_840;
 /// Boot time to UTC: some day in 2026.
@@ -86,97 +91,35 @@ impl Records {
         self.ends.push(self.bytes.len());
     }
 
-    fn transition(&mut self, header: Header, old: State, new: State) {
-        self.push(
-            Transition {
-                header: Header {
-                    kind: Kind::Transition as u8,
-                    ..header
-                },
-                error: 0,
-                stale_port: 0,
-                old: old as u8,
-                new: new as u8,
-                shutdown: 0,
-                reserved: 0,
-            }
-            .as_bytes(),
-        );
-    }
-
     fn connection(&mut self, index: u64) {
-        use State::{
-            Close, CloseWait, Established, FinWait1, FinWait2, LastAck, Listen, SynRecv, SynSent,
-        };
         let mut time = BEGIN + index * EVERY;
-        let mut at = |header: Header| {
+        let clock = || {
             time += 20_000;
-            Header { time, ..header }
+            time
         };
-        let client = client(index);
-        // In softirq, and so of nobody in particular.
-        let client_softirq = Header { flags: 0, ..client };
-        let server = server(index);
-        let owned = Flags::OWNED | Flags::HAS_SOCKET;
-        let portless = Header {
-            local_port: 0,
-            inode: 0,
-            ..client
+        let ends = Ends {
+            client: client(index),
+            server: server(index),
         };
-        self.transition(at(portless), Close, SynSent);
-        self.transition(at(client_softirq), SynSent, Established);
-        self.transition(at(server), Listen, SynRecv);
-        self.transition(at(server), SynRecv, Established);
-        let accept = Header {
-            kind: Kind::Accept as u8,
-            ..at(server)
-        };
-        self.push(accept.as_bytes());
-        self.transition(at(client), Established, FinWait1);
-        self.transition(at(server), Established, CloseWait);
-        self.transition(at(client_softirq), FinWait1, FinWait2);
-        let armed = at(client_softirq);
-        self.time_wait(Kind::TimeWaitArmed, armed, due(index));
-        self.transition(at(client_softirq), FinWait2, Close);
-        let closing = Header {
-            flags: owned,
-            ..server
-        };
-        self.transition(at(closing), CloseWait, LastAck);
-        self.transition(at(server), LastAck, Close);
+        connection::fin(ends, due(index), TICK, clock, |record| {
+            self.push(record.as_bytes());
+        });
     }
 
     fn end_of_time_wait(&mut self, index: u64) {
         let header = Header {
-            time: due(index) * (SECOND / HZ),
+            time: due(index) * TICK,
             flags: 0,
             ..client(index)
         };
-        self.time_wait(Kind::TimeWaitDone, header, due(index));
-    }
-
-    fn time_wait(&mut self, kind: Kind, header: Header, expires: u64) {
-        self.push(
-            TimeWait {
-                header: Header {
-                    kind: kind as u8,
-                    ..header
-                },
-                jiffies: header.time / (SECOND / HZ),
-                expires,
-                entry_stamp: 0,
-                substate: State::TimeWait as u8,
-                callers: 0,
-                reserved: [0; 2],
-            }
-            .as_bytes(),
-        );
+        let record = connection::time_wait(Kind::TimeWaitDone, header, due(index), TICK);
+        self.push(record.as_bytes());
     }
 }
 
 /// When a connection's TIME_WAIT ends, in jiffies.
 const fn due(index: u64) -> u64 {
-    (BEGIN + index * EVERY) / (SECOND / HZ) + 60 * HZ + 1
+    (BEGIN + index * EVERY) / TICK + 60 * HZ + 1
 }
 
 fn client(index: u64) -> Header {
