@@ -1,9 +1,12 @@
 //! One kind of work on made-up records, for `cargo xtask bench`: it runs this under callgrind, which counts
 //! instructions, and by itself, for time and memory.
 //!
-//! `workload decode|tracker|json|text CONNECTIONS PERCENT` prepares the records of so many connections, works
+//! `workload decode|tracker|json|text|record CONNECTIONS PERCENT` prepares the records of so many connections, works
 //! through the given part of them, and prints as JSON how many records or lines that were, and the CPU time
 //! that they took. The difference between two parts is free of the preparation.
+//!
+//! `workload write null|pipe|PATH LINES` writes JSON lines through the queue in front of a sink, and prints how many there
+//! were and how long that took: with `pipe`, a thread reads them.
 //!
 //! `workload memory CONNECTIONS` prints how much memory so many open connections take.
 //!
@@ -13,19 +16,22 @@
 use std::{
     env, fs,
     hint::black_box,
-    io::{self, Write as _},
+    io::{self, Read as _, Write},
     ops::ControlFlow,
     process::ExitCode,
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::time::{ClockId, clock_gettime};
 use tcptrace::{
-    event::{Comm, Event, Socket, States, Task, Transition, Tuple, address_bytes},
+    event::{self, Comm, Event, Socket, States, Task, Transition, Tuple, address_bytes},
     kernel::{
         open_sockets,
         probes::{self, Settings},
         procfs::{self, Descriptor, Handle},
     },
+    output::Queue,
     select::Selection,
     stream,
     tracker::{Change, Fact, Tracker},
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let answer = match words[..] {
         ["holders"] => Some(holders()),
+        ["write", sink, lines] => lines.parse().ok().map(|lines| write(sink, lines)),
         ["memory", connections] => connections.parse().ok().map(memory),
         [work, connections, percent] => match (connections.parse(), percent.parse()) {
             (Ok(connections), Ok(percent)) => run(work, connections, percent),
@@ -52,8 +59,8 @@ fn main() -> ExitCode {
     };
     let Some(answer) = answer else {
         eprintln!(
-            "usage: workload decode|tracker|json|text CONNECTIONS PERCENT, or workload memory CONNECTIONS, or \
-             workload holders"
+            "usage: workload decode|tracker|json|text|record CONNECTIONS PERCENT, or workload write null|pipe|PATH LINES, \
+             or workload memory CONNECTIONS, or workload holders"
         );
         return ExitCode::FAILURE;
     };
@@ -85,8 +92,72 @@ fn run(work: &str, connections: u64, percent: usize) -> Option<String> {
             let view = stream::Text::new(traffic::nowhere());
             timed(|| lines(view, &changes[..part(&changes)]))
         }
+        "record" => {
+            let events: Vec<Event> = records
+                .iter(most)
+                .map(|record| event::decode(record).expect("a record of ours"))
+                .collect();
+            timed(|| recorded(&events))
+        }
         _ => return None,
     })
+}
+
+/// How many lines of output come from one batch of records: as many as the reader hands over at once.
+const BATCH: usize = 1024;
+/// How long one wait for room is, at most.
+const ROOM: Duration = Duration::from_millis(50);
+/// For how long a sink may take nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Writes the lines of a recording.
+fn recorded(events: &[Event]) -> u64 {
+    let mut out = traffic::nowhere();
+    for batch in events.chunks(BATCH) {
+        for event in batch {
+            event::line::write(&mut out.buffer, event);
+        }
+        out.flush().expect("/dev/null takes it");
+    }
+    events.len() as u64
+}
+
+/// Writes lines through a queue, as a tracer does: it waits only while there is no room.
+fn write(sink: &str, lines: usize) -> String {
+    let mut batch = Vec::new();
+    for record in Records::of(BATCH as u64).iter(BATCH) {
+        let event = event::decode(record).expect("a record of ours");
+        event::line::write(&mut batch, &event);
+    }
+    let mut drain = None;
+    let sink: Box<dyn Write + Send> = match sink {
+        "null" => Box::new(fs::File::create("/dev/null").expect("every Linux has it")),
+        "pipe" => {
+            let (mut reader, writer) = io::pipe().expect("two descriptors");
+            drain = Some(thread::spawn(move || {
+                let mut buffer = vec![0; 1 << 16];
+                while reader.read(&mut buffer).expect("a pipe") > 0 {}
+            }));
+            Box::new(writer)
+        }
+        path => Box::new(fs::File::create(path).expect("a file that can be made")),
+    };
+    let queue = Queue::new(Box::new(move || Ok(sink)));
+    let began = Instant::now();
+    let batches = lines / BATCH;
+    let mut buffer = Vec::new();
+    for _ in 0..batches {
+        while !queue.has_room() && !queue.wait_room(ROOM) {}
+        buffer.extend_from_slice(&batch);
+        queue.push(&mut buffer).expect("the sink takes it");
+    }
+    queue.close(PATIENCE, None).expect("the sink takes it");
+    drop(queue);
+    if let Some(drain) = drain {
+        drain.join().expect("no panic");
+    }
+    let (items, seconds) = (batches * BATCH, began.elapsed().as_secs_f64());
+    format!("{{\"items\":{items},\"seconds\":{seconds}}}")
 }
 
 /// Writes lines, as many at a time as come out of the ring buffer at once.

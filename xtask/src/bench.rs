@@ -16,14 +16,17 @@ mod bare;
 mod check;
 mod churn;
 mod growth;
+mod held;
 mod kernel;
 mod lab;
 mod output;
 mod page;
+mod paper;
 mod profile;
 mod programs;
 mod results;
 mod single;
+mod sinks;
 mod spread;
 mod targets;
 mod tracer;
@@ -87,6 +90,8 @@ struct Measure {
     #[arg(long)]
     workload: PathBuf,
     #[arg(long)]
+    feeder: PathBuf,
+    #[arg(long)]
     folder: PathBuf,
     #[arg(long)]
     rounds: usize,
@@ -110,6 +115,11 @@ enum Part {
     Profile,
     /// Instructions and time of records and lines
     User,
+    /// Records a second that each stage takes by itself
+    Ceilings,
+    /// Transitions a second that are followed without a loss (ten minutes; each rate is confirmed for five times
+    /// --seconds)
+    Held,
     /// Bytes for each connection
     Memory,
     /// `leaks --once` and `ss -tanp`
@@ -125,11 +135,13 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Churn,
         Self::Kernel,
         Self::Profile,
         Self::User,
+        Self::Ceilings,
+        Self::Held,
         Self::Memory,
         Self::Once,
         Self::Idle,
@@ -144,6 +156,8 @@ impl Part {
             Self::Churn
                 | Self::Kernel
                 | Self::Profile
+                | Self::Ceilings
+                | Self::Held
                 | Self::Once
                 | Self::Idle
                 | Self::Start
@@ -255,6 +269,8 @@ fn merged(new: Results, old: Option<Results>) -> Results {
         kernel: new.kernel.or(old.kernel),
         profile: new.profile.or(old.profile),
         user: new.user.or(old.user),
+        ceilings: new.ceilings.or(old.ceilings),
+        held: new.held.or(old.held),
         memory: new.memory.or(old.memory),
         once: new.once.or(old.once),
         idle: new.idle.or(old.idle),
@@ -298,8 +314,19 @@ fn measure(options: &Options, parts: &[Part]) -> Result<Results> {
     };
     let mut results = Results::default();
     let workload = release.join("examples/workload");
-    if [Part::User, Part::Memory, Part::Once, Part::Growth].map(wanted) != [false; 4] {
-        build(&["tcptrace", "--example", "workload"])?;
+    let feeder = release.join("examples/feeder");
+    if [
+        Part::User,
+        Part::Ceilings,
+        Part::Held,
+        Part::Memory,
+        Part::Once,
+        Part::Growth,
+    ]
+    .into_iter()
+    .any(wanted)
+    {
+        build(&["tcptrace", "--example", "workload", "--example", "feeder"])?;
     }
     if wanted(Part::Size) {
         match size(release) {
@@ -314,6 +341,7 @@ fn measure(options: &Options, parts: &[Part]) -> Result<Results> {
         let measured = Measure {
             churn: release.join("churn"),
             workload: workload.clone(),
+            feeder,
             tcptrace: tcptrace.clone(),
             folder,
             rounds: options.rounds,
@@ -429,6 +457,7 @@ impl Measure {
             ("--tcptrace", &self.tcptrace),
             ("--churn", &self.churn),
             ("--workload", &self.workload),
+            ("--feeder", &self.feeder),
             ("--folder", &self.folder),
         ] {
             command.arg(name).arg(path);
@@ -487,6 +516,20 @@ impl Measure {
             match profile::measure(&lab, self.seconds, &own) {
                 Ok(profile) => results.profile = Some(profile),
                 Err(error) => results.leave_out("the profile of whoever connects", &error),
+            }
+        }
+        if wanted(Part::Ceilings) {
+            match held::ceilings(&lab, &self.feeder, &self.workload) {
+                Ok(ceilings) => results.ceilings = Some(ceilings),
+                Err(error) => results.leave_out("ceilings of the stages", &error),
+            }
+        }
+        if wanted(Part::Held) {
+            let left_out = &mut results.left_out;
+            let held = held::measure(&lab, &self.tcptrace, &self.feeder, self.seconds, left_out);
+            match held {
+                Ok(held) => results.held = Some(held),
+                Err(error) => results.leave_out("held rates", &error),
             }
         }
         if wanted(Part::Once) {

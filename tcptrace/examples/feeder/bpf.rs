@@ -264,21 +264,21 @@ fn code(
     ]);
     code.extend(address(2, 2, array.as_raw_fd()));
     code.extend([
-        instruction(0xbf, 3, 8, 0, 0),           // r3 = r8
-        instruction(0x27, 3, 0, 0, SLOT as i32), // r3 *= SLOT
-        instruction(0x0f, 2, 3, 0, 0),           // r2 += r3
-        instruction(0x79, 3, 2, 0, 0),           // r3 = *(u64 *)(r2 + 0): the length less one,
+        instruction(0xbf, 3, 8, 0, 0),                  // r3 = r8
+        instruction(0x27, 3, 0, 0, SLOT as i32),        // r3 *= SLOT
+        instruction(0x0f, 2, 3, 0, 0),                  // r2 += r3
+        instruction(0x79, 3, 2, 0, 0), // r3 = *(u64 *)(r2 + 0): the length less one,
         instruction(0x57, 3, 0, 0, LONGEST as i32 - 1), // so that the verifier needs no branch:
-        instruction(0x07, 3, 0, 0, 1),           // r3 = (r3 & 127) + 1
-        instruction(0x07, 2, 0, 0, 8),           // r2 += 8
+        instruction(0x07, 3, 0, 0, 1), // r3 = (r3 & 127) + 1
+        instruction(0x07, 2, 0, 0, 8), // r2 += 8
     ]);
     code.extend(address(1, 1, ring.as_raw_fd()));
     code.extend([
-        instruction(0xb7, 4, 0, 0, 0),              // r4 = 0: the kernel's own rule of wake-ups
+        instruction(0xb7, 4, 0, 0, 0), // r4 = 0: the kernel's own rule of wake-ups
         instruction(0x85, 0, 0, 0, RINGBUF_OUTPUT), // call
-        instruction(0x77, 0, 0, 0, 63),             // r0 >>= 63: 1 for an error
-        instruction(0x0f, 9, 0, 0, 0),              // r9 += r0
-        instruction(0x07, 8, 0, 0, 1),              // r8 += 1
+        instruction(0x77, 0, 0, 0, 63), // r0 >>= 63: 1 for an error
+        instruction(0x0f, 9, 0, 0, 0), // r9 += r0
+        instruction(0x07, 8, 0, 0, 1), // r8 += 1
     ]);
     let back = head as i16 - (code.len() as i16 + 1);
     code.push(instruction(0x05, 0, 0, back, 0)); // goto head

@@ -96,8 +96,9 @@ fn feed(words: &Words<'_>) -> Result<String> {
     )?;
     let mut maps = maps(pid)?;
     let mut map = |name: &str| {
-        maps.remove(name)
-            .with_context(|| format!("process {pid} has no map {name}: is it a tcptrace that traces?"))
+        maps.remove(name).with_context(|| {
+            format!("process {pid} has no map {name}: is it a tcptrace that traces?")
+        })
     };
     let (records, counters) = (map("RECORDS")?, map("COUNTERS")?);
     let counters = (counters.fd().as_fd(), Counter::Lost as u32);

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
+    paper,
     results::{Churn, Kernel, Machine, Once, Profile, Results, Work},
     targets,
 };
@@ -36,6 +37,12 @@ what it costs with more connections, sockets and descriptors than here.
         ]
     });
     table(&mut page, ["what", "target", "found", ""], rows);
+    if let Some(held) = &results.held {
+        paper::held(&mut page, held, results.ceilings.as_deref());
+    }
+    if let Some(ceilings) = &results.ceilings {
+        paper::ceilings(&mut page, ceilings);
+    }
     if let Some(churn) = &results.churn {
         connections(&mut page, churn);
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{growth::Growth, spread::Spread};
+use super::{growth::Growth, sinks::Sink, spread::Spread};
 
 /// What a run has measured. A part that was not asked for is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +18,10 @@ pub(crate) struct Results {
     pub(crate) profile: Option<Vec<Profile>>,
     /// What a record, and a line, costs in user space.
     pub(crate) user: Option<Vec<Work>>,
+    /// How many records a second each stage takes by itself.
+    pub(crate) ceilings: Option<Vec<Ceiling>>,
+    /// How many transitions a second are followed without a loss.
+    pub(crate) held: Option<Held>,
     /// Bytes for each tracked connection.
     pub(crate) memory: Option<Memory>,
     /// `leaks --once` and `ss -tanp`.
@@ -139,6 +143,75 @@ pub(crate) struct Work {
     pub(crate) instructions: Option<f64>,
     /// Records or lines a second of CPU time; `None` if only instructions were asked for.
     pub(crate) per_second: Option<Spread>,
+}
+
+/// What one stage on the way of a record takes by itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ceiling {
+    /// `ring`, a kind of [`Work`], or `write to` a sink.
+    pub(crate) stage: String,
+    /// Records, or lines, a second.
+    pub(crate) per_second: f64,
+}
+
+/// How many transitions a second are followed without a loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    /// `stream -o json` to a file in memory, at the rate that one core can make without a tracer.
+    pub(crate) one_core: OneCore,
+    /// The highest rates.
+    pub(crate) rates: Vec<HeldRate>,
+    /// Real connections, as many as all CPUs make.
+    pub(crate) limits: Vec<AtLimit>,
+}
+
+/// At the rate that one core can make.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OneCore {
+    /// Transitions a second.
+    pub(crate) transitions: f64,
+    /// Records lost.
+    pub(crate) lost: u64,
+    /// CPUs that tcptrace used.
+    pub(crate) cpus: f64,
+}
+
+/// The highest rate at which nothing is lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct HeldRate {
+    /// Which command.
+    pub(crate) command: String,
+    /// Where its output went.
+    pub(crate) sink: Sink,
+    /// How connections ended: `rst` or `fin`.
+    pub(crate) close: String,
+    /// Transitions a second, recorded or not.
+    pub(crate) transitions: f64,
+    /// Records a second.
+    pub(crate) records: f64,
+    /// For so long.
+    pub(crate) seconds: f64,
+    /// CPUs that tcptrace used.
+    pub(crate) cpus: f64,
+    /// The stage that makes lines; none if there is no line for each transition.
+    pub(crate) line: Option<String>,
+    /// The feeder can make no more: the rate may be higher.
+    pub(crate) is_least: bool,
+}
+
+/// Real connections, as many as all CPUs make.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AtLimit {
+    /// Which command.
+    pub(crate) command: String,
+    /// Threads that connect.
+    pub(crate) threads: u32,
+    /// Transitions a second.
+    pub(crate) transitions: f64,
+    /// Records lost.
+    pub(crate) lost: u64,
+    /// CPUs that tcptrace used.
+    pub(crate) cpus: f64,
 }
 
 /// Memory of the tracker.

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::{
     bare::{EMPTY, FLOOR, STAMPED},
-    results::{Kernel, Results, Traced},
+    results::{Held, Kernel, OneCore, Results, Traced},
+    sinks::Sink,
     spread::Spread,
 };
 
@@ -119,6 +120,24 @@ pub(super) fn rows(results: &Results) -> Vec<Row> {
             results.kernel.as_ref().and_then(timers),
         ),
         row(
+            "held rate of `stream -o json` to a file in memory: transitions/s without a loss",
+            "≥ what one core makes untraced",
+            results.held.as_ref().and_then(held_rate),
+        ),
+        row(
+            "CPU of `stream -o json` at the rate that one core makes",
+            "≤ 0.5 of a CPU, 0 lost",
+            results.held.as_ref().map(|held| {
+                let OneCore { cpus, lost, .. } = held.one_core;
+                (format!("{cpus:.2}, {lost} lost"), cpus <= 0.5 && lost == 0)
+            }),
+        ),
+        row(
+            "records lost of real connections on all CPUs: `leaks`, `timewait`, `record`",
+            "0",
+            results.held.as_ref().and_then(at_limit),
+        ),
+        row(
             "decode and tracker, one core",
             "≥ 3 M records/s",
             rate(results, "tracker", 3e6),
@@ -187,6 +206,28 @@ pub(super) fn rows(results: &Results) -> Vec<Row> {
                 .map(|bytes| (format!("{:.2} MB", bytes as f64 / 1e6), bytes <= 8_000_000)),
         ),
     ]
+}
+
+fn held_rate(held: &Held) -> Option<(String, bool)> {
+    let mut rates = held.rates.iter();
+    let rate = rates.find(|rate| rate.command == "stream -o json" && rate.sink == Sink::Tmpfs)?;
+    let times = rate.transitions / held.one_core.transitions;
+    let least = if rate.is_least { "at least " } else { "" };
+    let shown = format!("{least}{:.0}, {times:.1} × that", rate.transitions);
+    Some((shown, times >= 1.0))
+}
+
+fn at_limit(held: &Held) -> Option<(String, bool)> {
+    let lost = |command: &str| {
+        let mut limits = held.limits.iter();
+        Some(limits.find(|limit| limit.command == command)?.lost)
+    };
+    let all = ["leaks", "timewait", "record"]
+        .into_iter()
+        .map(lost)
+        .collect::<Option<Vec<_>>>()?;
+    let shown: Vec<String> = all.iter().map(u64::to_string).collect();
+    Some((shown.join(", "), all.iter().all(|lost| *lost == 0)))
 }
 
 /// Whether all that was made was told.

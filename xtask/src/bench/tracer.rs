@@ -287,8 +287,7 @@ impl Running {
 
     /// CPU time that it and its ended children have used.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        ticks(&stat).context("/proc/PID/stat is not as proc(5) says")
+        cpu(self.pid())
     }
 
     /// Ends it as Ctrl-C does, and reads what it has written about connections to `port`.
@@ -325,6 +324,12 @@ impl Drop for Running {
             let _ = self.child.wait();
         }
     }
+}
+
+/// CPU time that a process and its ended children have used.
+pub(super) fn cpu(pid: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    ticks(&stat).context("/proc/PID/stat is not as proc(5) says")
 }
 
 /// User and system time of a process and its ended children, from its `/proc/PID/stat`.

@@ -91,7 +91,8 @@ fn collected(said: &str) -> Option<u64> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
-fn per_second(workload: &Path, name: &str) -> Result<Spread> {
+/// How fast one kind of work is.
+pub(super) fn per_second(workload: &Path, name: &str) -> Result<Spread> {
     let mut rates = Vec::new();
     for _ in 0..TIMES {
         let done: Done = run(workload, &[name, TIMED, "100"])?;
