@@ -23,6 +23,7 @@ mod pressed;
 mod program;
 mod reports;
 pub mod schema;
+pub mod soak;
 mod sock_diag;
 mod tcptrace;
 

@@ -21,7 +21,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 /// How many records one run of the program writes at most.
 pub(crate) const MOST: usize = 1024;
 /// The longest record, bytes.
-const LONGEST: usize = 128;
+pub(crate) const LONGEST: usize = 128;
 /// Where one record of the array begins after the one before: its length, then its bytes.
 const SLOT: usize = 8 + LONGEST;
 

@@ -35,13 +35,15 @@ const START: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
 /// Two rates that differ by less are the same.
-const PRECISION: f64 = 1.12;
+const PRECISION: f64 = 1.15;
 /// A rate at which records were lost is tried again: another process may have had the CPUs.
 const TRIES: u32 = 2;
 /// A confirmed try is so many times as long as a short one.
 const CONFIRMED: f64 = 5.0;
 /// How much slower the next rate is that is to be confirmed.
 const SLOWER: f64 = 0.9;
+/// The search begins with so many connections a second.
+const FIRST: f64 = 60_000.0;
 /// No rate above so many connections a second is tried.
 const MOST: f64 = 2e6;
 /// A feeder that makes less than this share of a rate is itself the limit.
@@ -309,10 +311,10 @@ impl Bench<'_> {
         }
     }
 
-    /// The highest rate of a command and sink at which nothing is lost. It begins at `first` connections a second.
-    fn search(&self, subject: Subject, sink: Sink, first: f64, seconds: f64) -> Result<HeldRate> {
+    /// The highest rate of a command and sink at which nothing is lost.
+    fn search(&self, subject: Subject, sink: Sink, seconds: f64) -> Result<HeldRate> {
         let (mut low, mut high) = (0.0, f64::INFINITY);
-        let mut rate = first;
+        let mut rate = FIRST;
         let mut is_feeder_slow = false;
         while high / low > PRECISION && low < MOST {
             let made = self.holds(subject, sink, rate, seconds)?;
@@ -404,7 +406,7 @@ pub(super) fn measure(
     let mut rates = Vec::new();
     for subject in SUBJECTS {
         for sink in subject.sinks {
-            match bench.search(subject, *sink, one_core, seconds) {
+            match bench.search(subject, *sink, seconds) {
                 Ok(rate) => rates.push(rate),
                 Err(error) => left_out.push(LeftOut {
                     what: format!("held rate of `{}` to {}", subject.name, sink.name()),
