@@ -24,6 +24,10 @@ const KEPT_CAPACITY: usize = 1 << 20;
 /// How many empty buffers are kept to be used again.
 const KEPT_BUFFERS: usize = 4;
 
+/// However late it is when the queue is closed, the sink has this long to take what waits: a last scan that took too long
+/// must not cost the output.
+const LEAST_PATIENCE: Duration = Duration::from_millis(250);
+
 /// Opens the sink. It may block, as opening a FIFO does: it is called by the thread that writes.
 pub type Open = Box<dyn FnOnce() -> io::Result<Box<dyn Write>> + Send>;
 
@@ -145,12 +149,14 @@ impl Queue {
         self.shared.failed.notified().await;
     }
 
-    /// Waits until all is written, as long as the sink takes something every `patience`, and not beyond `deadline`.
+    /// Waits until all is written, as long as the sink takes something every `patience`, and not beyond `deadline`; but a
+    /// quarter of a second at least.
     ///
     /// # Errors
     /// Why the sink failed. Of kind [`TimedOut`](io::ErrorKind::TimedOut), with [`Unwritten`] inside, if it did not
     /// take all in time.
     pub fn close(&self, patience: Duration, deadline: Option<Instant>) -> io::Result<()> {
+        let deadline = deadline.map(|deadline| deadline.max(Instant::now() + LEAST_PATIENCE));
         let mut state = self.shared.lock();
         state.is_closed = true;
         state.progress = Instant::now();
@@ -165,6 +171,10 @@ impl Queue {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let bytes = self.shared.bytes.load(Ordering::Relaxed);
+                // Then all is written, and the thread has only not got a CPU to end.
+                if bytes == 0 {
+                    return Ok(());
+                }
                 return Err(io::Error::new(io::ErrorKind::TimedOut, Unwritten { bytes }));
             }
             let waited = self.shared.written.wait_timeout(state, left);
@@ -323,6 +333,30 @@ mod tests {
         queue.close(Duration::from_secs(1), None).unwrap();
         drop(queue);
         assert_eq!(slow.join().unwrap(), 10);
+    }
+
+    /// A sink that takes everything in some milliseconds, and whose end takes for ever.
+    struct Endless;
+
+    impl Write for Endless {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            thread::sleep(Duration::from_millis(5));
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            thread::sleep(Duration::from_secs(3600));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_sink_takes_after_the_deadline_is_not_given_up() {
+        let queue = queue(Endless);
+        for _ in 0..4 {
+            queue.push(&mut vec![0; 8]).unwrap();
+        }
+        queue.close(SOON, Some(Instant::now())).unwrap();
     }
 
     #[test]
