@@ -82,8 +82,8 @@ pub struct Plan {
     pub leaked: usize,
     /// Memory is measured so often.
     pub every: Duration,
-    /// Whether a second tcptrace with a large buffer has to count as many records. That takes the time until the last
-    /// TIME_WAIT has ended.
+    /// Whether a second tcptrace with a large buffer has to count as many records. That takes until the last TIME_WAIT
+    /// has ended. It is left out for `stream`, which does not count records, and for `timewait`.
     pub has_reference: bool,
 }
 
@@ -112,8 +112,10 @@ pub struct Outcome {
     pub connections: [u64; 2],
     /// Records read, if the command says so.
     pub read: Option<u64>,
-    /// Records lost.
+    /// Records lost, and probes that did not run.
     pub lost: u64,
+    /// Of these, probes that did not run.
+    pub missed: u64,
     /// Records that were made, as a second tcptrace has counted them.
     pub made: Option<u64>,
     /// Sockets that were to be there at the end, and those that tcptrace had: none for commands that show no sockets.
@@ -126,10 +128,14 @@ impl fmt::Display for Outcome {
         write!(f, "{resets} resets, {fins} FINs; ")?;
         match (self.made, self.read) {
             (Some(made), Some(read)) => {
-                write!(f, "{made} made = {read} read + {} lost", self.lost)?
+                let lost = self.lost - self.missed;
+                write!(f, "{made} made = {read} read + {lost} lost")?;
             }
             (None, Some(read)) => write!(f, "{read} read, {} lost", self.lost)?,
             (_, None) => write!(f, "{} lost", self.lost)?,
+        }
+        if self.missed > 0 {
+            write!(f, ", {} probes not run", self.missed)?;
         }
         if let Some((expected, found)) = &self.sockets {
             write!(f, "; {found} sockets of {expected}")?;
@@ -154,8 +160,9 @@ pub fn soak(subject: &str, plan: &Plan, say: &mut dyn FnMut(&str)) -> Outcome {
     let netns = Netns::new().expect("a soak needs root");
     let mut holder = hold(&netns, plan.leaked);
     let tracer = Tracer::start(&netns, arguments);
-    let has_totals = subject != "stream";
-    let reference = (plan.has_reference && has_totals)
+    // Text has no count of records; and what `timewait` shows of sockets is to be seen before the last of them ends.
+    let has_reference = plan.has_reference && !matches!(subject, "stream" | "timewait");
+    let reference = has_reference
         .then(|| Tracer::start(&netns, &[arguments, &["--buffer", LARGE_BUFFER]].concat()));
     let mut outcome = Outcome::default();
 
@@ -193,30 +200,29 @@ pub fn soak(subject: &str, plan: &Plan, say: &mut dyn FnMut(&str)) -> Outcome {
     thread::sleep(HEALED);
 
     let diag = Diag::new(&netns);
-    if reference.is_some() {
-        // Ends of TIME_WAIT are records as well: both are to see the same.
-        if subject == "leaks" {
-            // It records none of them.
-        } else {
-            wait_until("the last TIME_WAIT ends", TIME_WAIT, || {
-                let is_over = count(&diag, "TIME_WAIT") == 0;
-                if !is_over {
-                    thread::sleep(Duration::from_secs(1));
-                }
-                is_over.then_some(())
-            });
-        }
+    if reference.is_some() && subject != "leaks" {
+        // Ends of TIME_WAIT are records as well, but not for `leaks`: both are to see the same.
+        wait_until("the last TIME_WAIT ends", TIME_WAIT, || {
+            let is_over = count(&diag, "TIME_WAIT") == 0;
+            if !is_over {
+                thread::sleep(Duration::from_secs(1));
+            }
+            is_over.then_some(())
+        });
     }
     let before = count(&diag, "TIME_WAIT");
     let totals = tracer.finish();
     let after = count(&diag, "TIME_WAIT");
+    if subject != "stream" && subject != "leaks" {
+        assert_eq!(totals.lost_lines, totals.lost, "{subject}: {totals:?}");
+    }
     outcome.read = totals.read;
-    outcome.lost = totals.lost;
+    (outcome.lost, outcome.missed) = (totals.lost, totals.missed);
     if let Some(reference) = reference {
         let reference = reference.finish();
-        outcome.made = reference.read.map(|read| read + reference.lost);
+        outcome.made = reference.made();
         assert_eq!(
-            totals.read.map(|read| read + totals.lost),
+            totals.made(),
             outcome.made,
             "{subject}: made is not read and lost: {totals:?}, with a large buffer {reference:?}"
         );
@@ -290,19 +296,16 @@ pub fn tiny_buffer(length: Duration) -> Outcome {
     let connections = made(load(&netns, length, 7000, "rst", 2, None));
     thread::sleep(HEALED);
     let (tiny, large) = (tiny.finish(), large.finish());
-    let made = large.read.expect("it says so") + large.lost;
-    assert_eq!(
-        tiny.read.expect("it says so") + tiny.lost,
-        made,
-        "{tiny:?}\n{large:?}"
-    );
+    let made = large.made();
+    assert_eq!(tiny.made(), made, "{tiny:?}\n{large:?}");
     assert_eq!(tiny.lost_lines, tiny.lost, "{tiny:?}");
     assert!(tiny.lost > 0, "nothing was lost in 4 KiB: {tiny:?}");
     Outcome {
         connections: [connections, 0],
         read: tiny.read,
         lost: tiny.lost,
-        made: Some(made),
+        missed: tiny.missed,
+        made,
         ..Outcome::default()
     }
 }
@@ -371,11 +374,19 @@ struct Totals {
     lost: u64,
     /// Records lost, as all lines say that tell of losses.
     lost_lines: u64,
+    /// Of these, probes that the kernel did not run because they had interrupted themselves. It has a count of its own of
+    /// each program; and whether such a run would have written a record, nobody knows.
+    missed: u64,
     /// The last lines.
     tail: String,
 }
 
 impl Totals {
+    /// Records that were made: read, or without room.
+    fn made(&self) -> Option<u64> {
+        Some(self.read? + self.lost - self.missed)
+    }
+
     /// The last line of this kind.
     fn line(&self, event: &str) -> Value {
         let lines = self.tail.lines().rev();
@@ -443,12 +454,27 @@ impl Tracer {
         kilobytes.expect("proc(5)") << 10
     }
 
+    /// How often the kernel has not run a probe of this process.
+    fn missed(&self) -> u64 {
+        let folder = format!("/proc/{}/fdinfo", self.process.pid());
+        let files = fs::read_dir(folder).expect("it runs").flatten();
+        let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+        let count = |text: String| -> Option<u64> {
+            let mut lines = text.lines();
+            let line = lines.find_map(|line| line.strip_prefix("recursion_misses:"));
+            line?.trim().parse().ok()
+        };
+        texts.filter_map(count).sum()
+    }
+
     /// Ends it with SIGINT.
     fn finish(mut self) -> Totals {
+        let missed = self.missed();
         self.process.signal(Signal::SIGINT);
         let status = self.process.wait("tcptrace ends", SOON);
         let output = self.output.take().expect("only here");
         let mut totals = output.join().expect("no panic");
+        totals.missed = missed;
         let said = self.said();
         assert!(status.success(), "{status}: {said}");
         let end = totals.tail.lines().last().unwrap_or_default();
@@ -490,7 +516,9 @@ fn read(output: impl std::io::Read) -> Totals {
         let has = |word: &[u8]| begin.windows(word.len()).any(|part| part == word);
         if has(b"\"event\":\"lost\"") {
             let lost = serde_json::from_slice::<Value>(&line).unwrap_or_default();
-            totals.lost_lines += lost["records"].as_u64().unwrap_or(0);
+            // A recording counts probes that did not run by themselves.
+            let count = |key: &str| lost[key].as_u64().unwrap_or(0);
+            totals.lost_lines += count("records") + count("missed");
         } else if has(b"\"event\":\"transition\"") || line.windows(4).any(|part| part == b" -> ") {
             totals.transitions += 1;
         }

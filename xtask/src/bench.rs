@@ -27,6 +27,7 @@ mod programs;
 mod results;
 mod single;
 mod sinks;
+mod soak;
 mod spread;
 mod targets;
 mod tracer;
@@ -66,6 +67,10 @@ pub(crate) struct Options {
     /// With --check: connections a second as well, which needs root and a quiet machine
     #[arg(long, requires = "check")]
     full: bool,
+    /// Have each command follow as many connections as this machine makes, for so long each (90s, 10m, 1h): memory,
+    /// losses, and what is healed afterwards
+    #[arg(long, value_name = "TIME", value_parser = soak::parse, conflicts_with_all = ["only", "check", "json", "write", "page"])]
+    soak: Option<f64>,
     #[command(subcommand)]
     inside: Option<Inside>,
 }
@@ -178,6 +183,9 @@ pub(crate) fn run(options: Options) -> Result<()> {
         Some(Inside::Measure(measure)) => return measure.run(),
         Some(Inside::Bare(bare)) => return bare::run(&bare),
         None => {}
+    }
+    if let Some(seconds) = options.soak {
+        return soak::run(seconds);
     }
     if options.page {
         let results = serde_json::from_str(&fs::read_to_string(docs("json"))?)?;

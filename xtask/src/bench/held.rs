@@ -22,7 +22,7 @@ use serde::Deserialize;
 use super::{
     churn::{self, Load, SETTLE},
     lab::Lab,
-    output,
+    output, programs,
     results::{AtLimit, Ceiling, Held, HeldRate, LeftOut, OneCore},
     sinks::{Opened, Sink},
     tracer,
@@ -200,6 +200,12 @@ impl Running {
 
     fn cpu(&self) -> Result<Duration> {
         tracer::cpu(self.pid())
+    }
+
+    /// How often the kernel has not run a probe of it because that had interrupted itself: this counts as lost, whether it
+    /// would have been a record or not.
+    fn missed(&self) -> u64 {
+        programs::missed(self.pid())
     }
 
     /// Ends it as Ctrl-C does.
@@ -442,9 +448,10 @@ fn at_limit(bench: &Bench<'_>, subject: Subject, seconds: f64) -> Result<AtLimit
     let made = churn::run(&bench.lab.churn, load)?;
     let cpu = running.cpu()?.saturating_sub(before);
     thread::sleep(SETTLE);
+    let missed = running.missed();
     let totals = running.finish()?;
     eprintln!(
-        "bench: at the limit: {}: {:.0} connections/s, {totals:?}",
+        "bench: at the limit: {}: {:.0} connections/s, {totals:?}, {missed} probes not run",
         subject.name, made.per_second
     );
     let transitions = made.connections * 6 + 2 * u64::from(threads);
@@ -460,6 +467,7 @@ fn at_limit(bench: &Bench<'_>, subject: Subject, seconds: f64) -> Result<AtLimit
         threads,
         transitions: made.per_second * 6.0,
         lost: totals.lost.unwrap_or(0),
+        missed,
         cpus: cpu.as_secs_f64() / seconds,
     })
 }

@@ -73,14 +73,16 @@ pub(super) fn held(page: &mut String, held: &Held, ceilings: Option<&[Ceiling]>)
         );
     }
     page.push_str(
-        "\nReal connections, as many as all CPUs make while tcptrace runs on the same CPUs:\n\n",
+        "\nReal connections, as many as all CPUs make while tcptrace runs on the same CPUs. *Probes not run* is what the kernel \
+         skipped, of any namespace, because a probe had interrupted itself; tcptrace counts it as lost.\n\n",
     );
     let rows = held.limits.iter().map(|limit| {
         [
             format!("`{}`", limit.command),
             limit.threads.to_string(),
             thousands(limit.transitions),
-            limit.lost.to_string(),
+            (limit.lost.saturating_sub(limit.missed)).to_string(),
+            limit.missed.to_string(),
             format!("{:.2}", limit.cpus),
         ]
     });
@@ -203,6 +205,7 @@ mod tests {
                     threads: 2,
                     transitions: 4e5,
                     lost: 0,
+                    missed: 0,
                     cpus: 0.1,
                 }],
             };

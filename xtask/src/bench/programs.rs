@@ -62,6 +62,14 @@ fn ring_buffer_size(fdinfo: &str) -> Option<u32> {
     field(fdinfo, "max_entries:")?.try_into().ok()
 }
 
+/// The line of `fdinfo` that counts runs that were left out; only programs have it.
+const MISSES: &str = "recursion_misses:";
+
+/// How often the kernel has not run a program of a process because it had interrupted itself on that CPU.
+pub(super) fn missed(pid: u32) -> u64 {
+    fdinfos(pid).filter_map(|text| field(&text, MISSES)).sum()
+}
+
 /// The kernel's names of all programs, by id.
 pub(super) fn names() -> BTreeMap<u32, String> {
     let programs = loaded_programs().filter_map(Result::ok);
@@ -119,6 +127,16 @@ mod tests {
         assert_eq!(ring_buffer_size(&map(27)), Some(4096));
         assert_eq!(ring_buffer_size(&map(2)), None);
         assert_eq!(ring_buffer_size("pos:\t0\n"), None);
+    }
+
+    #[test]
+    fn misses_of_programs_only() {
+        let program = "prog_id:\t61\nrun_cnt:\t4\nrecursion_misses:\t3\n";
+        assert_eq!(field(program, MISSES), Some(3));
+        assert_eq!(
+            field("pos:\t0\nlink_type:\ttracing\nprog_id:\t61\n", MISSES),
+            None
+        );
     }
 
     #[test]

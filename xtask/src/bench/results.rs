@@ -208,8 +208,10 @@ pub(crate) struct AtLimit {
     pub(crate) threads: u32,
     /// Transitions a second.
     pub(crate) transitions: f64,
-    /// Records lost.
+    /// Records lost, and probes that did not run.
     pub(crate) lost: u64,
+    /// Of these, probes that the kernel did not run: for a socket of any namespace.
+    pub(crate) missed: u64,
     /// CPUs that tcptrace used.
     pub(crate) cpus: f64,
 }

@@ -18,7 +18,7 @@ const CORES: f64 = 64.0;
 /// multiples of eight.
 const HEADER: usize = 8;
 /// The buffer's default size, and how long the reader waits at most, as in `tcptrace/src/kernel/probes.rs` and
-/// `tcptrace/src/source/live.rs`.
+/// `tcptrace/src/source/live/mod.rs`.
 const BUFFER: f64 = 8.0 * 1024.0 * 1024.0;
 const WAIT: f64 = 0.020;
 /// How long TIME_WAIT lasts: `TCP_TIMEWAIT_LEN`.
@@ -537,9 +537,9 @@ mod tests {
     fn constants_are_those_of_the_program() {
         let source = |path| std::fs::read_to_string(crate::command::root().join(path)).unwrap();
         let probes = source("tcptrace/src/kernel/probes.rs");
-        assert!(probes.contains("DEFAULT_BUFFER: u32 = 8 << 20;"));
+        assert!(probes.contains("LEAST_BUFFER: u32 = 8 << 20;"));
         near(BUFFER, f64::from(8 << 20));
-        let live = source("tcptrace/src/source/live.rs");
+        let live = source("tcptrace/src/source/live/mod.rs");
         assert!(live.contains("DRAIN_EVERY: Duration = Duration::from_millis(20);"));
         near(WAIT, 0.020);
     }
