@@ -93,6 +93,7 @@ pub(super) fn held(page: &mut String, held: &Held, ceilings: Option<&[Ceiling]>)
             "threads",
             "transitions/s",
             "records lost",
+            "probes not run",
             "CPUs",
         ],
         rows,
