@@ -13,8 +13,8 @@ pub(super) fn run(seconds: f64) -> Result<()> {
     let tcptrace = build::run()?;
     let bins = ["--bin", "churn", "--bin", "soak"];
     command::run(
-        command::cargo()
-            .args(["build", "--release", "--package", "tests"])
+        command::cargo("build")
+            .args(["--release", "--package", "tests"])
             .args(bins),
     )?;
     let soak = tcptrace.with_file_name("soak");

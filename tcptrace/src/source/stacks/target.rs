@@ -26,8 +26,6 @@ pub(super) struct Key {
     pub(super) start_stack: u64,
 }
 
-/// `USER_HZ` is 100 wherever Linux runs on x86-64.
-const TICK_NS: u64 = 10_000_000;
 /// As much of `/proc/PID/maps` is read here as the reader reads, where files are to be opened by their names.
 const MOST_MAPS: u64 = 12 << 20;
 
@@ -35,7 +33,7 @@ impl Key {
     pub(super) fn of(record: &kernel::Stack) -> Self {
         Self {
             pid: record.header.pid,
-            start: record.header.start / TICK_NS,
+            start: clock::ticks_of_start(record.header.start),
             start_stack: record.start_stack,
         }
     }
@@ -53,8 +51,8 @@ impl Key {
     }
 
     /// When the process started, boot time nanoseconds.
-    pub(super) const fn start_ns(&self) -> u64 {
-        self.start * TICK_NS
+    pub(super) fn start_ns(&self) -> u64 {
+        clock::start_of_ticks(self.start)
     }
 
     /// Whether the process is still there, and runs the same program.

@@ -42,28 +42,16 @@ fn stacks() -> Stacks {
     stacks
 }
 
-/// What is told at the end.
-fn finish(mut stacks: Stacks) -> Vec<Stack> {
-    let mut told = Vec::new();
-    stacks.finish(None, &mut |event: &Event| {
-        if let Event::Stack(stack) = event {
-            told.push(stack.as_ref().clone());
-        }
-    });
-    told
-}
-
-#[test]
-fn a_stack_has_one_id_and_its_name_follows() {
-    let mut stacks = stacks();
-    let own = record(take as *const () as usize);
-    let (first, mut told) = take(&mut stacks, &own);
-    assert_eq!(take(&mut stacks, &own).0, first);
-    stacks.look();
-    assert_eq!(take(&mut stacks, &own).0, first);
-    // A test has much debug information.
+/// The stacks that are told, until that one has its frames: a test has much debug information to be read.
+fn named(stacks: &mut Stacks, mut told: Vec<Stack>, id: u32) -> Stack {
     let deadline = Instant::now() + Duration::from_secs(60);
-    while told.is_empty() && Instant::now() < deadline {
+    loop {
+        let mut found = told.iter().filter(|stack| stack.id == id);
+        if let Some(stack) = found.next() {
+            assert!(found.next().is_none(), "{told:?}");
+            return stack.clone();
+        }
+        assert!(Instant::now() < deadline, "{told:?}");
         thread::sleep(Duration::from_millis(1));
         stacks.told(&mut |event: &Event| {
             if let Event::Stack(stack) = event {
@@ -71,14 +59,26 @@ fn a_stack_has_one_id_and_its_name_follows() {
             }
         });
     }
-    let named: Vec<_> = told.iter().filter(|stack| stack.id == first).collect();
-    assert_eq!(named.len(), 1, "{told:?}");
-    let function = named[0].frames[0].function.as_deref();
+}
+
+#[test]
+fn a_stack_has_one_id_and_its_name_follows() {
+    let mut stacks = stacks();
+    let own = record(take as *const () as usize);
+    let (first, mut told) = take(&mut stacks, &own);
+    for _ in 0..2 {
+        let (id, more) = take(&mut stacks, &own);
+        assert_eq!(id, first);
+        told.extend(more);
+        stacks.look();
+    }
+    let stack = named(&mut stacks, told, first);
+    let function = stack.frames[0].function.as_deref();
     assert!(
         function.is_some_and(|name| name.contains("take")),
-        "{told:?}"
+        "{stack:?}"
     );
-    assert_eq!(named[0].pid, std::process::id());
+    assert_eq!(stack.pid, std::process::id());
 }
 
 #[test]
@@ -101,9 +101,8 @@ fn of_a_stack_that_could_not_be_read_that_is_said() {
     let mut stacks = stacks();
     let mut record = record(take as *const () as usize);
     record.copied = 0;
-    let (id, mut told) = take(&mut stacks, &record);
-    told.extend(finish(stacks));
-    let stack = told.iter().find(|stack| stack.id == id).unwrap();
+    let (id, told) = take(&mut stacks, &record);
+    let stack = named(&mut stacks, told, id);
     assert_eq!((stack.frames.len(), stack.end), (1, StackEnd::Unreadable));
 }
 
