@@ -149,8 +149,16 @@ fn looked_up() {
         assert!(took < WITHIN, "it took {took:?}");
         let run = end(leaks, Instant::now());
         assert_reported(&run, &bystander);
-        let said = run.stderr.matches("lock is held").count();
-        assert_eq!(said, 1, "{}", run.stderr);
+        // Other tests hold locks as well; but none is spoken of twice.
+        let said = run
+            .stderr
+            .lines()
+            .filter(|line| line.contains("lock is held"));
+        let mut said: Vec<&str> = said.collect();
+        let count = said.len();
+        said.sort_unstable();
+        said.dedup();
+        assert!(count > 0 && said.len() == count, "{}", run.stderr);
         let _ = peers;
     }
 }

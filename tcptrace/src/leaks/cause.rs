@@ -91,3 +91,50 @@ fn close_wait(seen: u64, detail: &Detail, moved: Option<bool>, lately: u64) -> F
         _ => Cause::Unknown,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Socket, Tuple};
+
+    #[test]
+    fn without_a_time_nothing_is_guessed() {
+        let mut row = Row {
+            time: 1_000_000_000_000,
+            socket: Socket {
+                cookie: 1,
+                netns: 1,
+                tuple: Tuple {
+                    local_addr: [0; 16],
+                    remote_addr: [0; 16],
+                    local_port: 1,
+                    remote_port: 2,
+                },
+            },
+            state: State::CloseWait,
+            inode: 7,
+            cgroup: 0,
+            time_wait_ms: None,
+            detail: Some(Detail::default()),
+        };
+        let lately = row.time - 60_000_000_000;
+        let unknown = Finding::Left(Cause::Unknown);
+        assert_eq!(of(&row, None, false, lately), unknown);
+        for (ms, finding) in [
+            (59_000, Finding::HalfClosed),
+            (61_000, Finding::Left(Cause::Drained)),
+        ] {
+            let detail = row.detail.get_or_insert_default();
+            detail.last_data_sent_ms = Some(ms);
+            assert_eq!(of(&row, None, false, lately), finding, "{ms}");
+        }
+        // A queue that moves tells without, and so does nobody having accepted it.
+        let detail = row.detail.insert(Detail::default());
+        detail.send_queue = 1;
+        assert_eq!(of(&row, Some(true), false, lately), Finding::HalfClosed);
+        assert_eq!(of(&row, Some(false), false, lately), unknown);
+        row.inode = 0;
+        let not_accepted = Finding::Left(Cause::NotAccepted);
+        assert_eq!(of(&row, None, false, lately), not_accepted);
+    }
+}

@@ -365,3 +365,58 @@ fn without_the_right_to_trace_it_is_refused() {
     assert_eq!(errors, [Some(libc::EPERM), Some(libc::EACCES)]);
     assert!(matches!(closed, Unlisted::Closed), "{closed:?}");
 }
+
+#[test]
+fn an_answer_comes_back_as_it_was() {
+    let finished = Finished {
+        cookie: 0x1_0000_0002,
+        netns: Some(4_026_531_840),
+        local: "127.0.0.1:80".parse().unwrap(),
+        remote: Some("[::1]:443".parse().unwrap()),
+        shut_down: Some(true),
+        error_unread: true,
+        tcp_info: TcpInfo {
+            last_data_sent_ms: 1,
+            last_data_recv_ms: 2,
+            last_ack_recv_ms: 3,
+        },
+    };
+    let others = [
+        Finished {
+            netns: None,
+            remote: None,
+            shut_down: None,
+            error_unread: false,
+            ..finished
+        },
+        Finished {
+            shut_down: Some(false),
+            ..finished
+        },
+    ];
+    for one in [finished].into_iter().chain(others) {
+        match Answer::new(&Ok(Unlisted::Finished(one))).result() {
+            Ok(Unlisted::Finished(back)) => assert_eq!(back, one),
+            other => panic!("{other:?}"),
+        }
+    }
+    let refused = || io::Error::from_raw_os_error(libc::EPERM);
+    let back = |result| Answer::new(&result).result();
+    assert!(matches!(back(Ok(Unlisted::NotTcp)), Ok(Unlisted::NotTcp)));
+    assert!(matches!(back(Ok(Unlisted::Fresh)), Ok(Unlisted::Fresh)));
+    assert!(matches!(back(Ok(Unlisted::Open)), Ok(Unlisted::Open)));
+    assert!(matches!(back(Ok(Unlisted::Closed)), Ok(Unlisted::Closed)));
+    match back(Ok(Unlisted::Refused(refused()))) {
+        Ok(Unlisted::Refused(error)) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        back(Err(refused())).unwrap_err().raw_os_error(),
+        Some(libc::EPERM)
+    );
+    let gone = io::Error::from_raw_os_error(libc::ENOENT);
+    assert!(
+        matches!(back(Err(gone)), Ok(Unlisted::Closed)),
+        "the process"
+    );
+}
