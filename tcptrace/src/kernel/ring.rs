@@ -50,7 +50,7 @@ impl Ring {
     }
 
     /// The next record; `None` if there is none, or the next one is still being written.
-    pub fn next(&mut self) -> Option<impl Deref<Target = [u8]>> {
+    pub fn read(&mut self) -> Option<impl Deref<Target = [u8]>> {
         self.records.next().map(|item: RingBufItem<'_>| item)
     }
 
