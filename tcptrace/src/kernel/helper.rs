@@ -172,11 +172,10 @@ impl Helpers {
         })
     }
 
-    /// The same for requests that each have one answer. Of those that have no answer because the child is stuck, the
-    /// first is passed over.
+    /// The same for requests that each have one answer. After the first that has none, nothing more is asked.
     ///
     /// # Errors
-    /// As above; after [`Failure::TooManyStuck`], nothing more is asked.
+    /// As above.
     pub fn exact(
         &mut self,
         diag: BorrowedFd<'_>,
