@@ -58,6 +58,8 @@ const SOON: Duration = Duration::from_secs(30);
 const HEALED: Duration = Duration::from_secs(5);
 /// TIME_WAIT, with what the timer wheel adds.
 const TIME_WAIT: Duration = Duration::from_secs(75);
+/// How many timewait sockets the kernel allows at most.
+const TIME_WAITS: &str = "400000";
 /// Memory is to be flat after this time.
 const SETTLED: Duration = Duration::from_secs(60);
 /// Memory may differ by so much, and by a tenth.
@@ -158,6 +160,8 @@ pub fn soak(subject: &str, plan: &Plan, say: &mut dyn FnMut(&str)) -> Outcome {
         .find(|(name, _)| *name == subject)
         .unwrap_or_else(|| panic!("{subject} is none of {SUBJECTS:?}"));
     let netns = Netns::new().expect("a soak needs root");
+    // The kernel's own limit may be lower than the timewait sockets that are wanted.
+    netns.set("ipv4/tcp_max_tw_buckets", TIME_WAITS);
     let mut holder = hold(&netns, plan.leaked);
     let tracer = Tracer::start(&netns, arguments);
     // Text has no count of records; and what `timewait` shows of sockets is to be seen before the last of them ends.

@@ -299,7 +299,7 @@ fn rate(results: &Results, name: &str, least: f64) -> Option<(String, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::results::{Churn, Program};
+    use crate::bench::results::{AtLimit, Churn, HeldRate, Program};
 
     fn same(value: f64) -> Spread {
         Spread::of(&[value]).unwrap()
@@ -356,6 +356,50 @@ mod tests {
         assert_eq!(lost(599, 0), Some(false));
         // Twice is as wrong as never.
         assert_eq!(lost(601, 0), Some(false));
+    }
+
+    #[test]
+    fn held_rates_are_compared_with_one_core() {
+        let results = |transitions, cpus, lost| Results {
+            held: Some(Held {
+                one_core: OneCore {
+                    transitions: 100.0,
+                    lost: 0,
+                    cpus,
+                },
+                rates: vec![HeldRate {
+                    command: "stream -o json".to_owned(),
+                    sink: Sink::Tmpfs,
+                    close: "rst".to_owned(),
+                    transitions,
+                    records: transitions,
+                    seconds: 10.0,
+                    cpus: 0.9,
+                    line: None,
+                    is_least: false,
+                }],
+                limits: ["leaks", "timewait", "record"]
+                    .map(|command| AtLimit {
+                        command: command.to_owned(),
+                        threads: 2,
+                        transitions: 50.0,
+                        lost,
+                        missed: 0,
+                        cpus: 0.1,
+                    })
+                    .to_vec(),
+            }),
+            ..Results::default()
+        };
+        assert_eq!(met(&results(100.0, 0.5, 0), "held rate"), Some(true));
+        assert_eq!(met(&results(99.0, 0.5, 0), "held rate"), Some(false));
+        assert_eq!(met(&results(100.0, 0.5, 0), "CPU of"), Some(true));
+        assert_eq!(met(&results(100.0, 0.51, 0), "CPU of"), Some(false));
+        assert_eq!(met(&results(100.0, 0.5, 0), "real connections"), Some(true));
+        assert_eq!(
+            met(&results(100.0, 0.5, 1), "real connections"),
+            Some(false)
+        );
     }
 
     #[test]
