@@ -473,7 +473,7 @@ fn after_half_a_minute_at_the_limit_it_is_right_again() {
     let is_time_wait = |state: &str| state == "TIME_WAIT";
     let (mut least, mut most) = (usize::MAX, 0);
     let mut count = || {
-        let now = rows().iter().filter(|row| is_time_wait(&row.state)).count();
+        let now = rows().iter().filter(|row| is_time_wait(row.state)).count();
         least = least.min(now);
         most = most.max(now);
     };

@@ -116,7 +116,6 @@ pub(crate) fn fin(
 }
 
 /// The records of a connection that its client ends with a reset: seven.
-#[allow(dead_code, reason = "not every program that uses this file needs it")]
 pub(crate) fn rst(ends: Ends, clock: impl FnMut() -> u64, sink: impl FnMut(&Record)) {
     let mut writer = Writer { clock, sink };
     writer.open(ends);

@@ -11,6 +11,10 @@ use tcptrace::{
 };
 use tcptrace_ebpf::{Flags, Header, Kind};
 
+#[expect(
+    dead_code,
+    reason = "connections that end with a reset are for the feeder"
+)]
 pub(crate) mod connection;
 
 use connection::Ends;

@@ -187,7 +187,7 @@ fn ring(words: &Words<'_>) -> Result<String> {
         let mark = ring.mark();
         let before = clock::thread_cpu_ns();
         while !ring.is_past(mark)
-            && let Some(record) = ring.next()
+            && let Some(record) = ring.read()
         {
             // All of it is read, as decoding does.
             let mut copy = [0_u8; bpf::LONGEST];

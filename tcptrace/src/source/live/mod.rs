@@ -206,10 +206,11 @@ impl Live {
             cgroups,
             stacks,
         );
-        let ready = match reader.descriptor() {
-            // SAFETY: an owned descriptor stays open, and the same, for as long as it is registered.
+        let ready = match reader.descriptor().transpose()? {
             Some(ring) => {
-                Some(unsafe { AsyncFd::register_with_interest(ring?, Interest::READABLE) }?)
+                // SAFETY: an owned descriptor stays open, and the same, for as long as it is registered.
+                let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+                Some(ring)
             }
             None => None,
         };

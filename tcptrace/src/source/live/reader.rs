@@ -234,7 +234,7 @@ impl Reader {
     /// Leaves the records from before `mark` unread, and counts them as lost.
     pub(super) fn skip(&mut self, mark: Option<Mark>) {
         if let (Some(records), Some(mark)) = (&mut self.records, mark) {
-            while !records.ring.is_past(mark) && records.ring.next().is_some() {
+            while !records.ring.is_past(mark) && records.ring.read().is_some() {
                 self.tally.unread += 1;
             }
         }
@@ -281,7 +281,7 @@ impl Reader {
         if ring.is_past(mark) {
             return None;
         }
-        let record = ring.next()?;
+        let record = ring.read()?;
         if let Some(stacks) = &mut self.stacks
             && Stacks::is_stack(&record)
         {
