@@ -7,7 +7,7 @@
 //! role of its own. The child answers within a deadline or is given up. It has nothing of the parent's but one socket,
 //! so that it keeps no probe attached, no pipe open and no command from ending.
 //!
-//! Packets to the child: a [`Task`] and what belongs to it. Packets from it: answers of `unlisted`, or datagrams of
+//! Packets to the child: a task and what belongs to it. Packets from it: answers of `unlisted`, or datagrams of
 //! `sock_diag` with the time at which the kernel had written them in front.
 
 use std::{

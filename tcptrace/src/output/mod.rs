@@ -1,4 +1,4 @@
-//! What is printed: gathered, and handed over to the sink at once, or to the [queue] in front of it.
+//! What is printed: gathered, and handed over to the sink at once, or to the queue in front of it.
 
 mod queue;
 

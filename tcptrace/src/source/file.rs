@@ -38,7 +38,7 @@ pub enum Error {
         /// The program that wrote it.
         version: String,
     },
-    /// A line has no end within [`LONGEST_LINE`].
+    /// A line has no end within 16 MiB.
     #[error("{}, line {line}, is longer than {} MiB, and no line of a recording is; give a file that `tcptrace record` wrote", path.display(), LONGEST_LINE >> 20)]
     TooLong {
         /// Which file.
