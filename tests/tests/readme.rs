@@ -435,7 +435,7 @@ fn commands(name: &'static str) -> Vec<Shown> {
     found
 }
 
-const PAGES: [&str; 15] = [
+const PAGES: [&str; 16] = [
     "README.md",
     "README.zh-CN.md",
     "ARCHITECTURE.md",
@@ -449,6 +449,7 @@ const PAGES: [&str; 15] = [
     "docs/kernels.md",
     "docs/limitations.md",
     "docs/performance.md",
+    "docs/reliability.md",
     "docs/stacks.md",
     "docs/time-wait.md",
 ];

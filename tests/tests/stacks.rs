@@ -56,7 +56,7 @@ impl Folder {
     fn report(&self, lab: &Lab, options: &[&str], command: &[&str]) -> Vec<Value> {
         let file = self.0.join("report.jsonl");
         let file = file.to_str().expect("a plain path");
-        let options = [&OPTIONS, options, &["--report", file]].concat();
+        let options = [&OPTIONS, options, &["--force", "--report", file]].concat();
         let run = lab
             .leaks_of(&options)
             .args(command)

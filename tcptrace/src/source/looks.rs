@@ -131,7 +131,7 @@ impl Looks {
         let namespaces = match known {
             Some(known) => known,
             // Mount tables are read for it, of which anybody can have large ones.
-            None => match pump.beside("namespaces", |_| Namespaces::discover())? {
+            None => match pump.beside("namespaces", Namespaces::discover) {
                 ControlFlow::Continue(namespaces) => Rc::new(namespaces?),
                 ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
             },

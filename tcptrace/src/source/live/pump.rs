@@ -1,10 +1,9 @@
 //! Keeps the ring buffer from running over while a scan goes on.
 
 use std::{
-    io,
     ops::ControlFlow,
     sync::{
-        atomic::{AtomicBool, Ordering},
+        Mutex, PoisonError,
         mpsc::{RecvTimeoutError, sync_channel},
     },
     thread,
@@ -81,38 +80,46 @@ impl<'a, S: Sink> Pump<'a, S> {
         ControlFlow::Continue(())
     }
 
-    /// Has a thread of its own do `work`, which makes many system calls or long ones, and pauses meanwhile. If the scan is
-    /// to end, the work is asked to by the flag that it is given, and its result is of no use.
+    /// Has a thread of its own do `work`, which makes many system calls or long ones, and pauses meanwhile. Where there can
+    /// be no thread, it is done here.
     pub(in crate::source) fn beside<T: Send>(
         &mut self,
         name: &str,
-        work: impl FnOnce(&AtomicBool) -> T + Send,
-    ) -> io::Result<ControlFlow<(), T>> {
-        let is_over = AtomicBool::new(false);
+        work: impl FnOnce() -> T + Send,
+    ) -> ControlFlow<(), T> {
+        let work = Mutex::new(Some(work));
+        let take = || work.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (done, is_done) = sync_channel(1);
-        thread::scope(|scope| {
-            let is_over = &is_over;
-            thread::Builder::new()
+        let result = thread::scope(|scope| {
+            let started = thread::Builder::new()
                 .name(name.to_owned())
-                .spawn_scoped(scope, move || {
+                .spawn_scoped(scope, || {
                     // Somebody waits for it until it has come.
-                    let _ = done.send(work(is_over));
-                })?;
+                    let _ = done.send(take().map(|work| work()));
+                });
+            if started.is_err() {
+                return ControlFlow::Continue(None);
+            }
             let mut go_on = ControlFlow::Continue(());
             loop {
                 match is_done.recv_timeout(BESIDE) {
-                    Ok(result) => return Ok(go_on.map_continue(|()| result)),
                     Err(RecvTimeoutError::Timeout) if go_on.is_continue() => {
                         go_on = self.pause_now();
-                        is_over.store(go_on.is_break(), Ordering::Relaxed);
                     }
                     Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => {
-                        return Err(io::Error::other(format!("the thread {name:?} has failed")));
-                    }
+                    // A thread that panics has its panic passed on by the scope.
+                    Err(RecvTimeoutError::Disconnected) => return ControlFlow::Break(()),
+                    Ok(result) => return go_on.map_continue(|()| result),
                 }
             }
-        })
+        })?;
+        match result {
+            Some(result) => ControlFlow::Continue(result),
+            None => match take() {
+                Some(work) => ControlFlow::Continue(work()),
+                None => ControlFlow::Break(()),
+            },
+        }
     }
 
     /// Pauses where nothing that was gathered before is still to be emitted.
