@@ -14,7 +14,7 @@ use unicode_width::UnicodeWidthChar as _;
 
 use crate::new_file::{self, Content, NewFile};
 
-pub use queue::{Open, QUEUE_BYTES, Queue, Unwritten};
+pub use queue::{Open, QUEUE_BYTES, Queue, Sink, Unwritten};
 
 /// Where views write.
 #[derive(Default)]

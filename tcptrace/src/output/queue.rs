@@ -6,6 +6,7 @@
 use std::{
     collections::VecDeque,
     io::{self, Write},
+    mem,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -29,7 +30,10 @@ const KEPT_BUFFERS: usize = 4;
 const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Opens the sink. It may block, as opening a FIFO does: it is called by the thread that writes.
-pub type Open = Box<dyn FnOnce() -> io::Result<Box<dyn Write>> + Send>;
+pub type Open = Box<dyn FnOnce() -> io::Result<Sink> + Send>;
+
+/// Where output goes in the end.
+pub type Sink = Box<dyn Write + Send>;
 
 /// A queue of output. Clones are the same queue.
 #[derive(Clone)]
@@ -49,9 +53,18 @@ struct Shared {
     failed: Notify,
 }
 
+/// Who writes.
+enum Writer {
+    /// Nobody: there was no output yet.
+    Nobody(Open),
+    /// The thread.
+    Thread,
+    /// Whoever makes output, where there can be no thread, and waits for the sink.
+    Maker(Sink),
+}
+
 struct State {
-    /// Until the thread is started.
-    open: Option<Open>,
+    writer: Writer,
     chunks: VecDeque<Vec<u8>>,
     spare: Vec<Vec<u8>>,
     /// No more will come.
@@ -78,7 +91,7 @@ impl Queue {
         Self {
             shared: Arc::new(Shared {
                 state: Mutex::new(State {
-                    open: Some(open),
+                    writer: Writer::Nobody(open),
                     chunks: VecDeque::new(),
                     spare: Vec::new(),
                     is_closed: false,
@@ -94,10 +107,10 @@ impl Queue {
         }
     }
 
-    /// Queues what is in `buffer`, and leaves an empty one there. It never waits.
+    /// Queues what is in `buffer`, and leaves an empty one there. It never waits, unless there can be no thread.
     ///
     /// # Errors
-    /// Why the sink, earlier, could not be opened or written to; or the thread that writes cannot be started.
+    /// Why the sink, earlier, could not be opened or written to.
     pub fn push(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
         let mut state = self.shared.lock();
         if let Some(error) = state.error.take() {
@@ -106,11 +119,11 @@ impl Queue {
         if buffer.is_empty() {
             return Ok(());
         }
-        if let Some(open) = state.open.take() {
-            let shared = Arc::clone(&self.shared);
-            thread::Builder::new()
-                .name("output".to_owned())
-                .spawn(move || shared.write(open))?;
+        self.start(&mut state)?;
+        if let Writer::Maker(sink) = &mut state.writer {
+            sink.write_all(buffer)?;
+            buffer.clear();
+            return Ok(());
         }
         if state.is_over {
             // Its error has been told before.
@@ -119,9 +132,35 @@ impl Queue {
         }
         self.shared.bytes.fetch_add(buffer.len(), Ordering::Relaxed);
         let spare = state.spare.pop().unwrap_or_default();
-        state.chunks.push_back(std::mem::replace(buffer, spare));
+        state.chunks.push_back(mem::replace(buffer, spare));
         drop(state);
         self.shared.queued.notify_one();
+        Ok(())
+    }
+
+    /// Starts the thread, if nobody writes yet.
+    fn start(&self, state: &mut State) -> io::Result<()> {
+        let open = match mem::replace(&mut state.writer, Writer::Thread) {
+            Writer::Nobody(open) => Arc::new(Mutex::new(Some(open))),
+            started => {
+                state.writer = started;
+                return Ok(());
+            }
+        };
+        let take = |open: &Mutex<Option<Open>>| {
+            let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.take()
+        };
+        let (shared, of_thread) = (Arc::clone(&self.shared), Arc::clone(&open));
+        let started = thread::Builder::new()
+            .name("output".to_owned())
+            .spawn(move || take(&of_thread).map(|open| shared.write(open)));
+        if started.is_err()
+            && let Some(open) = take(&open)
+        {
+            state.is_over = true;
+            state.writer = Writer::Maker(open()?);
+        }
         Ok(())
     }
 
@@ -161,8 +200,8 @@ impl Queue {
         state.is_closed = true;
         state.progress = Instant::now();
         self.shared.queued.notify_one();
-        // Never started: nothing was written.
-        if state.open.is_some() {
+        // Without any output, nothing is there to be waited for.
+        if matches!(state.writer, Writer::Nobody(_)) {
             return Ok(());
         }
         while !state.is_over {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io,
     os::fd::AsFd as _,
     path::Path,
     sync::{
@@ -19,7 +19,7 @@ use crate::{
     cli::Record,
     event::{self, End, Event},
     new_file::{self, Content},
-    output::{Output, Queue},
+    output::{Output, Queue, Sink},
     select::Selection,
     source::Piles,
     tracker::{Needs, Tracker},
@@ -104,7 +104,7 @@ impl watch::Consumer for Recorder {
 }
 
 /// Where a recording goes; `-` is standard output.
-fn create(path: &Path, force: bool) -> io::Result<Box<dyn Write>> {
+fn create(path: &Path, force: bool) -> io::Result<Sink> {
     if path == Path::new("-") {
         let stdout = io::stdout().as_fd().try_clone_to_owned()?;
         return Ok(Box::new(File::from(stdout)));

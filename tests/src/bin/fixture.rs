@@ -649,9 +649,9 @@ fn address_of(address: &SockAddr) -> String {
 /// Has a thread set an option of the socket from memory that is not there: the kernel takes the socket's lock, and
 /// copies the option with it. The memory comes after `time`. Needs root (`vm.unprivileged_userfaultfd`).
 fn lock(socket: &Socket, time: Duration) -> Result<(), Failure> {
-    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-    const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-    const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
+    const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
+    const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
+    const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
     const MISSING: u64 = 1;
     const PAGE: usize = 4096;
 
