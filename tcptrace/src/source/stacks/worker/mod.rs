@@ -116,8 +116,11 @@ impl Worker {
         let hello = channel.receive(&mut buffer, deadline)?;
         let hello = hello.and_then(|packet| decode(packet.bytes).ok());
         let Some(Reply::Hello(confined)) = hello else {
-            starter.end();
-            return Err(io::ErrorKind::BrokenPipe.into());
+            return Err(io::Error::other(match starter.end() {
+                Ended::Signal(signal) => format!("signal {signal} ended it"),
+                Ended::Code(code) => format!("it ended with status {code}"),
+                Ended::Not => "it did not say that it is there".to_owned(),
+            }));
         };
         Ok(Self {
             channel,

@@ -151,8 +151,12 @@ fn filter(channel: RawFd) -> Option<BpfProgram> {
     }
     // Memory that can be run is for whoever wants to run something else.
     let prot = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
-    let data = SeccompCondition::new(2, dword.clone(), prot, 0).ok()?;
-    rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![data]).ok()?]);
+    let data =
+        SeccompRule::new(vec![SeccompCondition::new(2, dword.clone(), prot, 0).ok()?]).ok()?;
+    rules.insert(libc::SYS_mmap, vec![data.clone()]);
+    // musl's malloc makes pages usable that it has kept apart (`alloc_meta()`), and its abort() uses tkill().
+    rules.insert(libc::SYS_mprotect, vec![data]);
+    rules.insert(libc::SYS_tkill, vec![own()?]);
     rules.insert(libc::SYS_sendmsg, vec![to_channel()?]);
     rules.insert(libc::SYS_recvmsg, vec![to_channel()?]);
     rules.insert(libc::SYS_tgkill, vec![own()?]);

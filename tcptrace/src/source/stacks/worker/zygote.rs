@@ -149,6 +149,9 @@ fn serve(channel: OwnedFd) -> io::Result<()> {
         unsafe { signal(ignored, SigHandler::SigIgn) }?;
     }
     keep_capabilities();
+    // Known to readers from now on: before Linux 6.4 (`PR_GET_AUXV`) it is read in /proc/self/auxv, which is closed to
+    // a process that has changed its user.
+    let _ = rustix::param::page_size();
     let mut reader = None;
     let mut buffer = [0; MOST_BYTES];
     while let Some(packet) = channel.receive(&mut buffer, None)? {
