@@ -517,11 +517,11 @@ fn one_perf_map_of_twenty_processes() {
     let children = family(u32::try_from(hostile.pid()).expect("a pid"));
     let children = &children[1..];
     assert_eq!(children.len(), 20);
-    // Of each it is said that there may be a name.
+    // Of each it is said that there may be a name: too large mostly, or too slow on a machine that is busy.
     let marked = |pid: &&u32| {
         let stacks = stacks(&tcptrace, u64::from(**pid));
         let mut frames = stacks.iter().flat_map(frames);
-        frames.any(|frame| frame["module"].is_null() && frame["unread"] == "too_large")
+        frames.any(|frame| frame["module"].is_null() && frame["unread"].is_string())
     };
     wait_until("twenty stacks", WAIT, || {
         (children.iter().filter(marked).count() == 20).then_some(())
