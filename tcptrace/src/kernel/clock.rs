@@ -162,7 +162,8 @@ impl Offsets {
     }
 
     fn comparable_start(self, start: u64) -> u64 {
-        if self.boot.unsigned_abs().is_multiple_of(tick()) {
+        // Of nearly every process, and asked for each record: nothing is to be divided for it.
+        if self.boot == 0 || self.boot.unsigned_abs().is_multiple_of(tick()) {
             return start;
         }
         self.start_of_ticks(self.ticks_of_start(start))

@@ -93,6 +93,7 @@ struct Work {
 }
 
 /// What the reader's wants are answered from.
+#[derive(Default)]
 struct Desk {
     processes: HashMap<Key, Known>,
     /// By the numbers that the reader has.
@@ -167,15 +168,7 @@ impl Opener {
             starter,
             worker: Some(worker),
             start_after: Instant::now(),
-            desk: Desk {
-                processes: HashMap::new(),
-                keys: HashMap::new(),
-                last_process: 0,
-                refused: HashMap::new(),
-                deaths: HashMap::new(),
-                frames: Vec::new(),
-                whole: Vec::new(),
-            },
+            desk: Desk::default(),
             again: VecDeque::new(),
             pending: VecDeque::new(),
             ids: HashMap::new(),
@@ -909,18 +902,6 @@ mod tests {
 
     use super::*;
 
-    fn desk() -> Desk {
-        Desk {
-            processes: HashMap::new(),
-            keys: HashMap::new(),
-            last_process: 0,
-            refused: HashMap::new(),
-            deaths: HashMap::new(),
-            frames: Vec::new(),
-            whole: Vec::new(),
-        }
-    }
-
     /// This process, as one of this user.
     fn known(desk: &mut Desk, uid: u32) -> Key {
         let key = Key::of_this();
@@ -936,7 +917,7 @@ mod tests {
 
     #[test]
     fn a_file_that_ended_the_reader_is_not_handed_over_again_until_it_is_another() {
-        let mut desk = desk();
+        let mut desk = Desk::default();
         let key = known(&mut desk, 1000);
         assert_eq!(desk.judge(1000, Some(exe())).0, Opened::File);
         let id = identify(&exe().into()).unwrap();
@@ -962,7 +943,7 @@ mod tests {
 
     #[test]
     fn a_user_whose_files_end_the_reader_again_and_again_is_not_believed_any_more() {
-        let mut desk = desk();
+        let mut desk = Desk::default();
         let key = known(&mut desk, 1000);
         for inode in 0..MOST_DEATHS {
             assert_eq!(desk.judge(1000, Some(exe())).0, Opened::File);
@@ -988,7 +969,7 @@ mod tests {
 
     #[test]
     fn a_process_that_ends_the_reader_twice_is_left_alone() {
-        let mut desk = desk();
+        let mut desk = Desk::default();
         let key = known(&mut desk, 1000);
         let failed = Failed {
             subject: Subject::Process(1),
@@ -1014,7 +995,7 @@ mod tests {
 
     #[test]
     fn a_process_without_cpu_time_left_has_its_mappings_not_read_again() {
-        let mut desk = desk();
+        let mut desk = Desk::default();
         let key = known(&mut desk, 1000);
         assert_eq!(desk.maps(1, true).0, MapsAnswer::File);
         assert_eq!(desk.maps(1, false).0, MapsAnswer::TooSoon);
